@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
 use super::document::{Document, Holder, difference, remove_from};
-use super::edit_template::edit_template;
+use super::edit_template::{created_template, edit_template};
 use super::error::Error;
 use super::inline_table::fill_braces;
 use super::legacy::{legacy_handler, widen};
@@ -132,12 +132,13 @@ pub fn edit(
         return Ok(text.map(str::to_owned));
     }
     let base = strip(&document, target, &declared, managed, &desired_by_name)?;
-    let created = text.is_none() || base.created;
+    let created = text.is_none() || base.created_version.is_some();
     if desired.is_empty() && created && base.text.trim().is_empty() {
         return Ok(None);
     }
     let edited = if desired.is_empty() {
-        base.text
+        // The lines of others in a created file were written below its version, and k0s 1.36 refuses a snippet without one.
+        base.created_version.unwrap_or_default() + &base.text
     } else {
         fill(&base.text, created, target, &desired_by_name, runc)?
     };
@@ -174,7 +175,8 @@ fn check<'a>(
 /// A file without the lines that Farrier wrote.
 struct Base {
     text: String,
-    created: bool,
+    /// The lines of the `version` that were cut from a file that Farrier created; empty where the version stays in the text.
+    created_version: Option<String>,
 }
 
 /// Removes the managed handlers under Farrier's comment, and the other managed handlers that are not wanted as they are.
@@ -231,7 +233,7 @@ fn strip(
     let Some((version, mark)) = rest.own_version() else {
         return Ok(Base {
             text,
-            created: false,
+            created_version: None,
         });
     };
     let created = mark == CREATED_MARK;
@@ -241,8 +243,16 @@ fn strip(
     } else {
         version
     };
+    let lines = rest
+        .text
+        .get(version.clone())
+        .unwrap_or_default()
+        .to_owned();
     let text = cut(&text, &[version]);
-    Ok(Base { text, created })
+    Ok(Base {
+        text,
+        created_version: created.then_some(lines),
+    })
 }
 
 /// Whether a handler in another plugin's table than the target's was written by Farrier, or by a legacy installer whose handlers Farrier
@@ -438,6 +448,30 @@ pub fn remove_managed_handlers(
     Ok(left)
 }
 
+/// What stays of a file that Farrier created and that holds nothing but handlers and lines of others among them: the base of a template, or
+/// the `version` of the file `path`. Without the base, k3s and RKE2 would render an empty configuration.
+///
+/// ```
+/// use farrier::containerd_config::created_base;
+///
+/// let mark = "# farrier: this file is managed and leaves with its last handler";
+/// let text = format!("{mark}\nversion = 3\n[plugins]\n");
+/// assert_eq!(created_base("/etc/k0s/containerd.d/farrier.toml", &text)?, format!("{mark}\nversion = 3\n"));
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
+///
+/// # Errors
+/// When the text is neither TOML nor a template.
+pub fn created_base(path: &str, text: &str) -> Result<String, Error> {
+    if is_template(text) {
+        return Ok(created_template());
+    }
+    let document = Document::parse(path, text)?;
+    let version = document.own_version();
+    let version = version.and_then(|(lines, _)| document.text.get(lines));
+    Ok(version.unwrap_or_default().to_owned())
+}
+
 fn managed_names(
     declared: &BTreeMap<String, DeclaredHandler>,
     is_managed: impl Fn(&str, &DeclaredHandler) -> bool,
@@ -561,6 +595,27 @@ mod tests {
         let left = edited(&filled, &["a"], &[]).unwrap();
         assert!(left.contains("version = 2") && left.ends_with("sandbox_image = 'p'\n"));
         assert!(!left.contains("/opt/a"));
+    }
+
+    #[rstest]
+    #[case::a_comment("# mine\n")]
+    #[case::a_section("[metrics]\naddress = ''\n")]
+    fn a_created_file_with_lines_of_others_keeps_its_version_until_they_are_gone(
+        #[case] added: &str,
+    ) {
+        let created = |text: Option<&str>, mine: &[&str], desired: &[Handler]| {
+            edit(text, &target(), &managed(mine), desired, None).unwrap()
+        };
+        let made = created(None, &[], &[handler("a")]).unwrap();
+        let filled = made.clone() + added;
+        let left = created(Some(&filled), &["a"], &[]).unwrap();
+        assert_eq!(left, format!("{CREATED_MARK}\nversion = 2\n{added}"));
+        let again = created(Some(&left), &[], &[handler("a")]).unwrap();
+        assert_eq!(again.matches("version").count(), 1, "{again}");
+        assert_eq!(created(Some(&again), &["a"], &[]).unwrap(), left);
+        let rest = again.replace(added, "");
+        assert_eq!(created(Some(&rest), &["a"], &[]), None);
+        assert_eq!(created_base("/x", &filled).unwrap() + added, left);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub fn edit_template(
         return Ok(None);
     }
     let desired_by_name = check_names(desired)?;
-    let source = text.map_or_else(created, str::to_owned);
+    let source = text.map_or_else(created_template, str::to_owned);
     let template = Template::scan(path, &source)?;
     let guarded = declares_found_runtimes(&source);
     if let Some(foreign) = template.stanzas.iter().find(|stanza| {
@@ -93,7 +93,7 @@ pub fn edit_template(
         }
     }
     let base = without_ranges(&source, &widen(&source, removed));
-    if desired.is_empty() && base == created() {
+    if desired.is_empty() && base == created_template() {
         return Ok(None);
     }
     let kept = Template::scan(path, &base)?;
@@ -127,7 +127,7 @@ pub fn edit_template(
 }
 
 /// A created template without handlers.
-fn created() -> String {
+pub(super) fn created_template() -> String {
     format!("{CREATED_MARK}\n{BASE}\n")
 }
 
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(left, None);
         let filled = format!("{with}[metrics]\n");
         let left = edit_template(PATH, Some(&filled), plugin, &names(&["a"]), &[]).unwrap();
-        assert_eq!(left.unwrap(), format!("{}[metrics]\n", created()));
+        assert_eq!(left.unwrap(), format!("{}[metrics]\n", created_template()));
     }
 
     #[rstest]

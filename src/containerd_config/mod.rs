@@ -29,7 +29,7 @@ mod types;
 pub use dump::{
     address_of_dump, compare_dumps, contains_handlers, data_directories, runtimes_of_dump,
 };
-pub use edit::{edit, handlers, remove_managed_handlers};
+pub use edit::{created_base, edit, handlers, remove_managed_handlers};
 pub use edit_template::edit_template;
 pub use error::Error;
 pub use foreign_lines::{foreign_lines, without_marks};

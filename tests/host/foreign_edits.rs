@@ -31,6 +31,14 @@ struct Scene {
     edited: &'static str,
 }
 
+/// The lines of a text that are neither comments nor empty.
+fn active(text: &str) -> Vec<&str> {
+    let lines = text.lines();
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
 /// A file of the administrator or of the distribution.
 const IN_PLACE: Scene = Scene {
     files: &[(ROOT, CONFIG)],
@@ -76,6 +84,15 @@ impl Scene {
     fn before(&self) -> Option<&str> {
         let file = self.files.iter().find(|(path, _)| *path == self.edited);
         file.map(|(_, text)| *text)
+    }
+
+    /// The lines without comments that the distribution or containerd still needs when the last handler has left a file with comments.
+    fn needed(&self) -> Vec<&str> {
+        let created = match self.edited {
+            TEMPLATE => BASE,
+            _ => "version = 3\n",
+        };
+        active(self.before().unwrap_or(created))
     }
 
     fn text(&self, host: &Host) -> Option<String> {
@@ -280,7 +297,12 @@ async fn a_comment_of_farrier_that_others_copied_makes_no_runc_farrier_s(#[case]
 #[tokio::test]
 async fn lines_that_others_add_to_a_handler_are_kept_as_comments(
     #[case] scene: Scene,
-    #[values("snapshotter = 'mine'\n", "# mine\noptions = { Mine = true } # mine\n")] added: &str,
+    #[values(
+        "snapshotter = 'mine'\n",
+        "# mine\noptions = { Mine = true } # mine\n",
+        "# mine\n"
+    )]
+    added: &str,
     #[values(false, true)] installs_again: bool,
 ) {
     let host = scene.host();
@@ -288,22 +310,30 @@ async fn lines_that_others_add_to_a_handler_are_kept_as_comments(
     let text = scene.text(&host).unwrap() + added;
     host.write(scene.edited, text.as_bytes());
     if installs_again {
+        // A comment changes nothing.
+        let expected = match active(added).as_slice() {
+            [] => Outcome::Unchanged,
+            _ => Outcome::Applied,
+        };
         let report = host.install(&[shim("a")], &[]).await;
-        assert_eq!(report.result, Outcome::Applied, "{report:?}");
+        assert_eq!(report.result, expected, "{report:?}");
         let report = host.install(&[shim("a")], &[]).await;
         assert_eq!(report.result, Outcome::Unchanged, "{report:?}");
     }
     let report = host.uninstall(None).await;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     let left = scene.text(&host).unwrap();
-    let kept = added.lines().filter(|line| !line.starts_with('#'));
-    for line in kept {
+    for line in active(added) {
         assert!(left.contains(&format!("# {line}\n")), "{left}");
     }
     assert!(left.contains("mine"), "{left}");
-    let mut values = left.lines().filter(|line| !line.starts_with('#'));
-    assert!(!values.any(|line| line.contains("shim-a")), "{left}");
+    assert_eq!(active(&left), scene.needed(), "{left}");
     assert_eq!(host.uninstall(None).await.result, Outcome::Unchanged);
+    // The comments are others' now, and the next handler is beside them.
+    host.install(&[shim("a")], &[]).await;
+    let report = host.uninstall(None).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(scene.text(&host).unwrap(), left);
 }
 
 #[rstest]

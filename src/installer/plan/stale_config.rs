@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use super::types::ConfigChange;
 use crate::containerd_config::{
-    DeclaredHandler, Error, Handler, SourceFile, foreign_lines, remove_managed_handlers,
+    DeclaredHandler, Error, Handler, SourceFile, created_base, foreign_lines,
+    remove_managed_handlers,
 };
 use crate::handoff::OptionValue;
 use crate::installer::distro::Edited;
@@ -89,7 +90,10 @@ pub(crate) fn with_foreign_lines(
     if comments.is_empty() {
         return Ok(after);
     }
-    let text = after.unwrap_or_default();
+    let text = match after {
+        Some(text) => text,
+        None => created_base(path, before)?,
+    };
     let is_open = !text.is_empty() && !text.ends_with('\n');
     let end = if is_open { "\n" } else { "" };
     Ok(Some(format!("{text}{end}{comments}")))
