@@ -618,6 +618,23 @@ mod tests {
         assert_eq!(created_base("/x", &filled).unwrap() + added, left);
     }
 
+    #[rstest]
+    #[case::plugins("[plugins.x]\ny = 1\n", true)]
+    #[case::imports("imports = ['/etc/containerd/conf.d/*.toml']\n", true)]
+    #[case::no_imports("imports = []\n", false)]
+    #[case::another_section("[metrics]\naddress = ''\n", false)]
+    fn the_version_that_farrier_wrote_stays_where_settings_depend_on_it(
+        #[case] added: &str,
+        #[case] stays: bool,
+    ) {
+        let with = edited("# mine\n", &[], &[handler("a")]).unwrap();
+        let (version, rest) = with.split_at(with.find("# mine").unwrap());
+        assert_eq!(version, format!("{VERSION_MARK}\nversion = 2\n"));
+        let left = edited(&format!("{version}{added}{rest}"), &["a"], &[]).unwrap();
+        let version = if stays { version } else { "" };
+        assert_eq!(left, format!("{version}{added}# mine\n"));
+    }
+
     #[test]
     fn a_file_with_nan_values_can_be_edited() {
         let text = format!("{PLAIN}[metrics]\nx = nan\ny = [nan]\n");

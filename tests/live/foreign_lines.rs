@@ -2,7 +2,8 @@
 
 use farrier::handoff::Outcome;
 
-use crate::node::{CONFIG_PATH, Node, on_each};
+use crate::containerd::programs;
+use crate::node::{CONFIG_PATH, Node, on_each, on_these};
 
 const RUNTIMES: &str = "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes";
 
@@ -67,6 +68,37 @@ fn options_that_an_administrator_adds_to_a_handler_become_comments() {
         );
         let values: Vec<&str> = left.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(values, ["version = 2"], "{left}");
+    });
+}
+
+/// On 1.x, an imported file without a version has that of the root.
+#[test]
+fn a_version_stays_in_a_created_file_that_imports_another_one() {
+    on_these(&programs()[..2], |release| {
+        let node = Node::stopped(release, &[]);
+        node.write("/sbin/kind", b"config=", 0o644);
+        node.start();
+        let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        let lines = "[plugins.\"io.containerd.grpc.v1.cri\"]\nmax_container_log_line_size = 4242\n";
+        node.write("/etc/containerd/mine/m.toml", lines.as_bytes(), 0o644);
+        let imports = "version = 2\nimports = [\"/etc/containerd/mine/*.toml\"]\n";
+        let config = node.config().replace("version = 2\n", imports);
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.start();
+        let uninstall = ["uninstall", "--all", "--dry-run"];
+        let (status, report) = node.change(&uninstall);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        let [note] = report.notes.as_slice() else {
+            panic!("{report:?}");
+        };
+        assert!(note.starts_with("a rehearsal has started"), "{note}");
+        let (status, report) = node.change(&uninstall[..2]);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        let config = node.config();
+        let values: Vec<&str> = config.lines().filter(|it| !it.starts_with('#')).collect();
+        assert_eq!(values, imports.lines().collect::<Vec<_>>());
+        node.assert_healthy();
     });
 }
 
