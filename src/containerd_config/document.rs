@@ -456,6 +456,10 @@ pub(super) fn declared(table: &dyn TableLike) -> DeclaredHandler {
                     .filter_map(|(key, item)| Some((key.to_owned(), item_value(item)?)))
                     .collect();
             }
+            ("runtime_path", Some(path), _) => {
+                path.clone_into(&mut handler.runtime_path);
+                handler.has_other_settings = true;
+            }
             _ => handler.has_other_settings = true,
         }
     }

@@ -58,6 +58,8 @@ pub struct DeclaredHandler {
     pub runtime_type: String,
     /// The keys and values of the table `options`.
     pub options: BTreeMap<String, Value>,
+    /// Path of the shim in place of the one that `runtime_type` names; usually empty.
+    pub runtime_path: String,
     /// Whether the table has keys other than `runtime_type` and `options`.
     pub has_other_settings: bool,
     /// Whether Farrier's comment is above its table.

@@ -1,5 +1,8 @@
 //! Lines that an administrator adds to Farrier's tables on a running node: an uninstall has a way out, and deletes none of them.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use farrier::handoff::Outcome;
 
 use crate::containerd::programs;
@@ -98,6 +101,45 @@ fn a_version_stays_in_a_created_file_that_imports_another_one() {
         let config = node.config();
         let values: Vec<&str> = config.lines().filter(|it| !it.starts_with('#')).collect();
         assert_eq!(values, imports.lines().collect::<Vec<_>>());
+        node.assert_healthy();
+    });
+}
+
+#[test]
+fn a_handler_that_is_the_default_runtime_is_removed_once_another_one_is() {
+    on_each(|release| {
+        let node = Node::stopped(release, &[]);
+        with_a(&node);
+        let ours = node.config();
+        let default = format!(
+            "[{}]\ndefault_runtime_name = \"a\"\n",
+            RUNTIMES.trim_end_matches(".runtimes")
+        );
+        node.write(CONFIG_PATH, format!("{ours}{default}").as_bytes(), 0o644);
+        node.start();
+        let before = (node.tree(), node.process());
+        let sentence = "handler a is the default runtime of containerd, which runs pods without a RuntimeClass";
+        assert!(node.is_found(sentence));
+        for arguments in [&["uninstall", "--shim", "a"][..], &["uninstall", "--all"]] {
+            for more in [&["--dry-run"][..], &[]] {
+                let (status, report) = node.change(&[arguments, more].concat());
+                assert_eq!((status, report.result), (1, Outcome::Partial), "{report:?}");
+                assert_eq!(report.handlers[0].reason.as_deref(), Some(sentence));
+                assert_eq!(report.restarts, 0, "{report:?}");
+            }
+        }
+        let without_state = |tree: &BTreeMap<PathBuf, String>| {
+            let mut tree = tree.clone();
+            tree.retain(|path, _| !path.ends_with("state.json"));
+            tree
+        };
+        assert_eq!(without_state(&node.tree()), without_state(&before.0));
+        assert_eq!(node.process(), before.1);
+        node.write(CONFIG_PATH, ours.as_bytes(), 0o644);
+        node.start();
+        let (status, report) = node.change(&["uninstall", "--all"]);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        assert_eq!(node.config(), "version = 2\n");
         node.assert_healthy();
     });
 }

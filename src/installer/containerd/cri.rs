@@ -282,15 +282,19 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
     used.collect()
 }
 
-/// The pods of each handler, a name per sandbox, such as `default/web`; `""` is the default handler.
+/// The pods of each handler, a name per sandbox, such as `default/web`. A sandbox without a handler counts for the handler `default`.
 #[must_use]
-pub fn pods_by_handler(sandboxes: &[Sandbox]) -> BTreeMap<String, Vec<String>> {
+pub fn pods_by_handler(sandboxes: &[Sandbox], default: &str) -> BTreeMap<String, Vec<String>> {
     let mut pods = BTreeMap::<_, Vec<String>>::new();
     for sandbox in sandboxes {
         let Sandbox {
-            namespace, name, ..
+            namespace,
+            name,
+            handler,
+            ..
         } = sandbox;
-        let of_handler = pods.entry(sandbox.handler.clone()).or_default();
+        let handler = if handler.is_empty() { default } else { handler };
+        let of_handler = pods.entry(handler.to_owned()).or_default();
         of_handler.push(format!("{namespace}/{name}"));
     }
     pods
@@ -417,10 +421,27 @@ mod tests {
             container("unknown", 42),
         ];
         let used = used(sandboxes.to_vec(), &containers);
-        let pods = pods_by_handler(&used);
+        let pods = pods_by_handler(&used, "runc");
         assert_eq!(
             pods["spin"],
             ["default/ready", "default/running", "default/unknown"]
         );
+    }
+
+    #[test]
+    fn a_pod_without_a_handler_counts_for_the_default_handler() {
+        let sandbox = |name: &str, handler: &str| Sandbox {
+            id: name.to_owned(),
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+            handler: handler.to_owned(),
+            ready: true,
+            running: Vec::new(),
+        };
+        let sandboxes = [sandbox("web", ""), sandbox("wasm", "spin")];
+        let pods = pods_by_handler(&sandboxes, "spin");
+        let of_spin = ["default/web", "default/wasm"].map(str::to_owned).into();
+        assert_eq!(pods, BTreeMap::from([("spin".to_owned(), of_spin)]));
     }
 }

@@ -471,7 +471,7 @@ async fn query_services(
         Ok((served, directories)) => match cri::sandboxes(host, &socket).await {
             Ok(sandboxes) => {
                 facts.data_directories = directories;
-                facts.in_use = cri::pods_by_handler(&sandboxes);
+                facts.in_use = cri::pods_by_handler(&sandboxes, &served.default);
                 let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
                 facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));
                 let programs = facts.shim_programs();

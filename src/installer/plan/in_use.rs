@@ -1,7 +1,8 @@
-//! Says why the binary of a handler is in use: by pods, and by shim processes that outlived their pods. Pure.
+//! Says why the binary of a handler is in use: by pods, by shim processes that outlived their pods, and by the configuration of others. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::containerd_config::{Value, runtimes_of_dump};
 use crate::handoff::Problem;
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::inspect::HostFacts;
@@ -18,14 +19,103 @@ const SHOWN_PODS: usize = 5;
 const SHOWN_PROCESSES: usize = 10;
 
 /// Who uses the binaries of handlers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Users<'a> {
     /// The pods of each handler.
     pub(crate) pods: &'a BTreeMap<String, Vec<String>>,
     /// The shim processes without a pod.
     pub(crate) orphans: &'a [Orphan],
+    /// What the configuration of others names.
+    pub(crate) dependents: Dependents,
     /// The paths of Farrier's binaries.
     pub(crate) install_paths: &'a InstallPaths,
+}
+
+/// What the configuration of others needs of Farrier: containerd serves it, or will after its next start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dependents {
+    /// The default runtimes.
+    defaults: BTreeSet<String>,
+    /// The handlers of others, each with the texts that may be the path of its program.
+    programs: BTreeSet<(String, String)>,
+}
+
+impl Dependents {
+    /// What the configuration of a host names.
+    pub(crate) fn of(facts: &HostFacts) -> Self {
+        let mut dependents = Self::default();
+        if let Ok(served) = &facts.served {
+            dependents.defaults.insert(served.default.clone());
+            for (name, runtime_type) in &served.handlers {
+                let options = served.options.get(name);
+                dependents.add(facts, name, [runtime_type], options);
+            }
+        }
+        let dump = facts.dump.as_ref().ok();
+        if let Some((default, handlers)) = dump.and_then(|dump| runtimes_of_dump(dump).ok()) {
+            dependents.defaults.insert(default);
+            for (name, handler) in &handlers {
+                let programs = [&handler.runtime_type, &handler.runtime_path];
+                dependents.add(facts, name, programs, Some(&handler.options));
+            }
+        }
+        dependents
+    }
+
+    fn add<'t>(
+        &mut self,
+        facts: &HostFacts,
+        name: &str,
+        programs: impl IntoIterator<Item = &'t String>,
+        options: Option<&'t BTreeMap<String, Value>>,
+    ) {
+        // The handlers of Farrier and of legacy installers leave together.
+        if facts.is_own(name) {
+            return;
+        }
+        // Among them `BinaryName`, the program that the shim of runc starts.
+        let options = options.into_iter().flatten();
+        let options = options.filter_map(|(_, value)| Some(value.as_str()?.to_owned()));
+        let programs = programs.into_iter().cloned().chain(options);
+        self.programs
+            .extend(programs.map(|program| (name.to_owned(), program)));
+    }
+
+    /// Why `handler` must stay declared with its binary; `None` if nothing of others needs it.
+    pub(crate) fn reason(
+        &self,
+        install_paths: &InstallPaths,
+        handler: &str,
+        owned: Option<&OwnedHandler>,
+    ) -> Option<Problem> {
+        if self.defaults.contains(handler) {
+            return Some(Problem::with_help(
+                format!(
+                    "handler {handler} is the default runtime of containerd, which runs pods without a RuntimeClass"
+                ),
+                "set default_runtime_name to another handler, such as runc, and restart containerd",
+            ));
+        }
+        if owned.is_some_and(OwnedHandler::is_reserved) {
+            return None;
+        }
+        let mut paths = vec![match owned {
+            Some(owned) => install_paths.declared_path(handler, owned),
+            None => install_paths.binary_path(handler),
+        }];
+        let sha256 = owned.and_then(OwnedHandler::sha256);
+        paths.extend(sha256.map(|sha256| install_paths.store_path(sha256)));
+        let (name, path) = self
+            .programs
+            .iter()
+            .find(|(name, program)| name != handler && paths.contains(program))?;
+        Some(Problem::with_help(
+            format!("handler {name}, which others declare, executes {path}"),
+            format!(
+                "remove handler {name}, or let it execute another program, and restart containerd"
+            ),
+        ))
+    }
 }
 
 impl<'a> Users<'a> {
@@ -34,6 +124,7 @@ impl<'a> Users<'a> {
         Self {
             pods: &facts.in_use,
             orphans: facts.orphans.as_deref().unwrap_or_default(),
+            dependents: Dependents::of(facts),
             install_paths: &facts.install_paths,
         }
     }
@@ -42,6 +133,10 @@ impl<'a> Users<'a> {
     pub(crate) fn reason(&self, handler: &str, owned: Option<&OwnedHandler>) -> Option<Problem> {
         if let Some(pods) = self.pods.get(handler).filter(|pods| !pods.is_empty()) {
             return Some(used_by(pods));
+        }
+        let dependents = &self.dependents;
+        if let Some(problem) = dependents.reason(self.install_paths, handler, owned) {
+            return Some(problem);
         }
         let owned = owned?;
         let orphans = self.orphans.iter();

@@ -28,7 +28,7 @@ use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
-use in_use::note_on_orphans;
+use in_use::{Dependents, note_on_orphans};
 use preconditions::{check_host, check_restart, is_bare, notes_on_ending};
 use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
@@ -209,6 +209,34 @@ fn assemble(
     })
 }
 
+/// Checks that the configuration of others needs no managed handler that is no longer `declared`.
+///
+/// # Errors
+/// Why such a handler must stay.
+fn check_dependents(
+    facts: &HostFacts,
+    edit: &ConfigEdit<'_>,
+    declared: &[Handler],
+) -> Result<(), Error> {
+    let is_declared = |name: &&String| declared.iter().any(|handler| handler.name == **name);
+    let mut gone = edit
+        .managed
+        .iter()
+        .filter(|name| !is_declared(name))
+        .peekable();
+    if gone.peek().is_none() {
+        return Ok(());
+    }
+    let dependents = Dependents::of(facts);
+    let problem = gone.find_map(|name| {
+        let owned = facts.state.handlers.get(name);
+        // The set of handlers keeps those that are installed.
+        let owned = owned.filter(|owned| owned.is_reserved());
+        dependents.reason(&facts.install_paths, name, owned)
+    });
+    problem.map_or(Ok(()), |problem| Err(Error::Obstacle(problem)))
+}
+
 /// The configuration of containerd after a change.
 struct Configured {
     /// The managed handlers afterwards.
@@ -254,6 +282,8 @@ fn configure(
     let declared = declarations(facts, &next);
     current.check_not_taken(&declared)?;
     let changes = edit.changes(facts, after.as_deref(), &declared, other_files)?;
+    // An operator can accept other obstacles, so this one comes first.
+    check_dependents(facts, edit, &declared)?;
     let served = facts.served.as_ref().ok();
     let former = former_declarations(facts, &edit.managed);
     let searches = facts.distro.searches();

@@ -15,7 +15,7 @@ use crate::installer::plan::config_edit::{
     CurrentConfig, declarations, found_problem, not_visible, passes_options,
 };
 use crate::installer::plan::config_source;
-use crate::installer::plan::in_use::{END_ORPHANS, Users, orphans_problem};
+use crate::installer::plan::in_use::{Dependents, END_ORPHANS, Users, orphans_problem};
 use crate::installer::plan::preconditions::{check_host, check_pods_survive, notes_on_ending};
 use crate::installer::plan::takeover;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, owner_name};
@@ -125,6 +125,7 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
     let current = CurrentConfig::find(facts).ok();
     findings.of_handlers(facts, current.as_ref(), &handlers);
     findings.of_orphans(facts);
+    findings.of_removal(facts, current.as_ref());
     for problem in config_drift(facts) {
         findings.add_problem(&problem, INSTALL_AGAIN);
     }
@@ -200,10 +201,13 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, problem: &str, remedy: &str) {
-        self.0.push(Finding {
+        let finding = Finding {
             problem: printable(problem),
             remedy: printable(remedy),
-        });
+        };
+        if !self.0.contains(&finding) {
+            self.0.push(finding);
+        }
     }
 
     /// As [`Self::add`], with `otherwise` as the remedy if the problem has no help.
@@ -344,6 +348,23 @@ impl Findings {
                 }
             }
             Err(problem) => self.add_problem(problem, "check that containerd answers"),
+        }
+    }
+
+    /// Why handlers of Farrier could not be removed.
+    fn of_removal(&mut self, facts: &HostFacts, current: Option<&CurrentConfig<'_>>) {
+        let managed = current.map(|current| &current.managed).into_iter();
+        let owned = &facts.state.handlers;
+        let names: BTreeSet<&String> = managed.flatten().chain(owned.keys()).collect();
+        if names.is_empty() {
+            return;
+        }
+        let dependents = Dependents::of(facts);
+        for name in names {
+            let problem = dependents.reason(&facts.install_paths, name, owned.get(name));
+            if let Some(problem) = problem {
+                self.add_problem(&problem, "correct the configuration");
+            }
         }
     }
 
@@ -541,10 +562,14 @@ mod tests {
     use crate::installer::containerd::rehearsal::Rehearsal;
     use crate::installer::containerd::service::RestartEffect;
     use crate::installer::distro::{Evidence, by_id, detect, editable_files};
-    use crate::installer::fixtures::{CONFIG, DIGEST, HostFactsBuilder, host, install_paths};
+    use crate::installer::fixtures::{
+        CONFIG, CONFIG_PATH, DIGEST, HostFactsBuilder, goal, host, install_paths, remove_everything,
+    };
     use crate::installer::inspect::restart_inputs::{
         Change, Contents, Input, InputKind, StartTime,
     };
+    use crate::installer::plan::{Scope, decide};
+    use crate::installer::state::State;
 
     fn problems(facts: &HostFacts) -> Vec<String> {
         let findings = examine(facts, &LeftoverFiles::default()).findings;
@@ -553,6 +578,95 @@ mod tests {
             .into_iter()
             .map(|finding| finding.problem)
             .collect()
+    }
+
+    const PATH: &str = "/opt/farrier/bin/containerd-shim-a";
+    const MINE: &str = "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.mine]\n";
+
+    /// containerd prints its configuration with these lines at the end.
+    fn printing(facts: &mut HostFacts, lines: &str) {
+        facts.dump = facts
+            .dump
+            .clone()
+            .map(|dump| format!("{dump}{MINE}{lines}"));
+    }
+
+    #[rstest]
+    #[case::the_default_runtime(|facts: &mut HostFacts| {
+        facts.served.as_mut().unwrap().default = "a".to_owned();
+    }, "handler a is the default runtime of containerd, which runs pods without a RuntimeClass")]
+    #[case::the_default_runtime_from_the_next_start_on(|facts: &mut HostFacts| {
+        facts.dump = facts.dump.clone().map(|dump| dump.replace("= 'runc'", "= 'a'"));
+    }, "handler a is the default runtime of containerd, which runs pods without a RuntimeClass")]
+    #[case::a_served_handler(|facts: &mut HostFacts| {
+        let mine = ("mine".to_owned(), PATH.to_owned());
+        facts.served.as_mut().unwrap().handlers.extend([mine]);
+    }, "handler mine, which others declare, executes /opt/farrier/bin/containerd-shim-a")]
+    #[case::a_declared_handler(
+        |facts: &mut HostFacts| printing(facts, &format!("runtime_type = '{PATH}'\n")),
+        "handler mine, which others declare, executes /opt/farrier/bin/containerd-shim-a"
+    )]
+    #[case::a_path_of_a_handler(
+        |facts: &mut HostFacts| printing(facts, &format!("runtime_type = 'io.containerd.a.v1'\nruntime_path = '{PATH}'\n")),
+        "handler mine, which others declare, executes /opt/farrier/bin/containerd-shim-a"
+    )]
+    #[case::an_option_of_a_handler(
+        |facts: &mut HostFacts| printing(facts, &format!("runtime_type = 'io.containerd.runc.v2'\noptions.BinaryName = '{PATH}'\n")),
+        "handler mine, which others declare, executes /opt/farrier/bin/containerd-shim-a"
+    )]
+    fn a_handler_that_others_need_is_found_before_its_removal_is_refused(
+        #[case] need: impl Fn(&mut HostFacts),
+        #[case] sentence: &str,
+        #[values(false, true)] alone: bool,
+    ) {
+        let facts = host().installed(&["a", "b"]).with(need).build();
+        assert!(problems(&facts).contains(&sentence.to_owned()));
+        let goal = if alone {
+            let scope = Scope::Shims(["a".to_owned()].into());
+            goal(&[]).scope(scope).build()
+        } else {
+            remove_everything()
+        };
+        let plan = decide(&facts, &goal).unwrap();
+        let [report] = plan.handlers.as_slice() else {
+            panic!("{:?}", plan.handlers);
+        };
+        assert_eq!(report.handler, "a");
+        assert_eq!(report.reason.as_deref(), Some(sentence));
+        let remedy = report.remedy.as_deref().unwrap();
+        assert!(remedy.ends_with("and restart containerd"), "{remedy}");
+        assert!(!plan.restart && plan.config.is_empty(), "{plan:?}");
+        let left: &[&str] = if alone { &[] } else { &["b"] };
+        let left: Vec<String> = left
+            .iter()
+            .map(|it| install_paths().binary_path(it))
+            .collect();
+        assert_eq!(plan.obsolete_files, left);
+        // The state file may be lost.
+        let mut facts = facts;
+        facts.state = State::default();
+        assert!(problems(&facts).contains(&sentence.to_owned()));
+        if !alone {
+            let error = decide(&facts, &goal).unwrap_err().to_string();
+            assert_eq!(error, sentence);
+        }
+    }
+
+    #[test]
+    fn a_reserved_handler_that_is_the_default_runtime_stays_declared() {
+        let first = goal(&["a"]).reserve(&["b"]).build();
+        let facts = host().build();
+        let plan = decide(&facts, &first).unwrap();
+        let mut facts = HostFactsBuilder::from(facts).after(plan).build();
+        facts.served.as_mut().unwrap().default = "b".to_owned();
+        let error = decide(&facts, &remove_everything())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("handler b is the default runtime"),
+            "{error}"
+        );
+        assert!(problems(&facts).contains(&error));
     }
 
     #[test]
@@ -602,8 +716,8 @@ mod tests {
         let facts = facts.build();
         let findings = examine(&facts, &LeftoverFiles::default()).findings;
         assert_eq!(findings[0].remedy, help);
-        let goal = crate::installer::fixtures::goal(&["a"]).build();
-        let error = plan::decide(&facts, &goal).unwrap_err();
+        let goal = goal(&["a"]).build();
+        let error = decide(&facts, &goal).unwrap_err();
         assert_eq!(error.help().as_deref(), Some(help));
     }
 
@@ -756,8 +870,8 @@ mod tests {
     fn each_refusal_is_found_before_the_change_in_the_same_words() {
         for (expected, spoil) in refusals() {
             let facts = host().installed(&["a"]).with(spoil).build();
-            let goal = crate::installer::fixtures::goal(&["a", "b"]).build();
-            let error = plan::decide(&facts, &goal).unwrap_err();
+            let goal = goal(&["a", "b"]).build();
+            let error = decide(&facts, &goal).unwrap_err();
             assert_eq!(variant(&error), expected, "{error}");
             let diagnosis = examine(&facts, &LeftoverFiles::default());
             let found = diagnosis.findings.iter();

@@ -15,7 +15,7 @@ use crate::installer::host::{HostRoot, NEW_SUFFIX, OLD_SUFFIX, Target};
 use crate::installer::inspect::verify_cache;
 use crate::installer::inspect::{HostFacts, own_files, own_symlinks};
 use crate::installer::plan::binaries::unneeded;
-use crate::installer::plan::in_use::Users;
+use crate::installer::plan::in_use::{Dependents, Users};
 use crate::installer::state::{
     InstallPaths, JOURNAL_FILE, OwnedHandler, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State,
 };
@@ -233,7 +233,8 @@ impl InUse {
         let socket = &journal.socket;
         let known = async {
             let sandboxes = cri::sandboxes(host, socket).await?;
-            let pods = cri::pods_by_handler(&sandboxes);
+            let served = cri::served(host, socket).await?;
+            let pods = cri::pods_by_handler(&sandboxes, &served.default);
             if journal.leaving.is_empty() {
                 let orphans = Vec::new();
                 return Ok(Self::Known { pods, orphans });
@@ -264,6 +265,8 @@ impl InUse {
                 let users = Users {
                     pods,
                     orphans,
+                    // The plan has refused the removal of a handler that the configuration of others needs.
+                    dependents: Dependents::default(),
                     install_paths,
                 };
                 users.reason(handler, owned)
