@@ -43,6 +43,7 @@ use transaction::journal::Journal;
 use transaction::recovery::{Allowed, Recovered, gather_after, recover};
 use transaction::rehearsal::{EarlyRehearsal, Rehearsed, rehearse};
 use transaction::resolve::{ArtifactOptions, Resolved, resolve};
+use transaction::validate_config;
 use transaction::{Failure, perform};
 
 use crate::handoff::{
@@ -355,7 +356,13 @@ async fn plan_and_act(
                     .to_owned(),
             );
         }
-        if mode == Mode::DryRun || plan.is_empty() {
+        if mode == Mode::DryRun {
+            let previewed = validate_config::preview(root, facts, &plan);
+            let previewed = interrupts.run_unless_interrupted(previewed).await.flatten();
+            plan.notes.extend(previewed.map_err(Failure::Refused)?);
+            break plan;
+        }
+        if plan.is_empty() {
             break plan;
         }
         // On the heap: every caller would contain this large future.

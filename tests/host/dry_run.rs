@@ -1,7 +1,11 @@
 //! The output of `--dry-run` for host trees in temporary directories, offline.
 
+use std::os::unix::fs::PermissionsExt;
+
+#[cfg(target_arch = "x86_64")]
+use super::support::printing;
 use super::support::{Host, program, shim};
-use farrier::handoff::{FileAction, Outcome, ShimRequest};
+use farrier::handoff::{FileAction, Outcome, ProvisionReport, ShimRequest};
 use farrier::installer::{Mode, install, uninstall};
 use farrier::names::sha256_hex;
 
@@ -45,6 +49,41 @@ async fn a_dry_run_shows_a_refusal_or_a_partial_change() {
     assert_eq!(preview.report.result, Outcome::Refused, "{preview:?}");
     let reason = preview.report.reason.unwrap();
     assert!(preview.text.contains(&reason), "{}", preview.text);
+}
+
+/// Farrier enters the host's root to run containerd; only root may do so.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_dry_run_refuses_a_change_that_containerd_would_not_load() {
+    let host = Host::stocked();
+    // Whatever its files are, this containerd has no handler of Farrier.
+    let dump = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n";
+    let containerd = "/usr/bin/containerd";
+    host.write(containerd, &printing(dump));
+    std::fs::set_permissions(host.path(containerd), PermissionsExt::from_mode(0o755)).unwrap();
+    let before = host.tree(true);
+    for more in [&["--dry-run"][..], &[]] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args([
+                "install",
+                "--offline",
+                "-o",
+                "json",
+                "--shim=a=file:///srv/a",
+            ])
+            .args(more)
+            .arg("--host-root")
+            .arg(host.root())
+            .output()
+            .unwrap();
+        let report = ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap();
+        let expected = "containerd would not load handler a as it is declared";
+        assert_eq!(report.reason.as_deref(), Some(expected), "{report:?}");
+        assert_eq!(output.status.code(), Some(3), "{report:?}");
+        if !more.is_empty() {
+            assert_eq!(host.tree(true), before);
+        }
+    }
 }
 
 #[tokio::test]

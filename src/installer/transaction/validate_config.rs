@@ -1,10 +1,16 @@
 //! Checks a changed configuration with the host's own containerd before it takes effect. Writes candidate files beside the root
-//! configuration, and removes them again.
+//! configuration, and removes them again; a dry run keeps them in memory.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::failure::Error;
 use crate::containerd_config::{self, DeclaredHandler};
+use crate::handoff::Problem;
 use crate::installer::containerd::config_files::{imports_itself, load};
 use crate::installer::containerd::restart;
 use crate::installer::host::HostRoot;
@@ -44,11 +50,68 @@ fn import_path(root: &str, at: usize) -> String {
     }
 }
 
+/// Where the candidates are.
+enum Candidates {
+    /// Beside the root configuration.
+    Files,
+    /// In the memory of this process, for a dry run, which writes nothing on the host.
+    Memory(Vec<File>),
+}
+
+impl Candidates {
+    /// Keeps a candidate, and returns the path by which containerd loads it; `path` is the path of a file.
+    fn put(&mut self, host: &HostRoot, path: String, text: &str) -> Result<String, Error> {
+        match self {
+            Self::Files => {
+                write_candidate(host, &path, text)?;
+                Ok(path)
+            }
+            Self::Memory(files) => {
+                let failed = |error: io::Error| Error::ConfigRefused(Problem::new(error, None));
+                let file = memfd_create(c"candidate", MFdFlags::MFD_CLOEXEC);
+                let mut file = File::from(file.map_err(|errno| failed(errno.into()))?);
+                file.write_all(text.as_bytes()).map_err(failed)?;
+                let (pid, descriptor) = (std::process::id(), file.as_raw_fd());
+                files.push(file);
+                Ok(format!("/proc/{pid}/fd/{descriptor}"))
+            }
+        }
+    }
+}
+
 /// Dumps the changed configuration with the host's own containerd, and checks that the dump has the planned changes and no others.
 ///
 /// # Errors
 /// [`Error::ConfigRefused`] with containerd's message, or [`Error::Config`] when the dump differs from the plan.
 pub(crate) async fn validate(
+    host: &HostRoot,
+    facts: &HostFacts,
+    plan: &HostPlan,
+) -> Result<(), Error> {
+    validate_in(&mut Candidates::Files, host, facts, plan).await
+}
+
+/// As [`validate`], and writes nothing on the host. Returns a note for an operator if containerd can't load the candidates from the memory of
+/// this process, and so says nothing about them.
+///
+/// # Errors
+/// [`Error::Config`] when the dump differs from the plan.
+pub(crate) async fn preview(
+    host: &HostRoot,
+    facts: &HostFacts,
+    plan: &HostPlan,
+) -> Result<Option<String>, Error> {
+    let mut candidates = Candidates::Memory(Vec::new());
+    match validate_in(&mut candidates, host, facts, plan).await {
+        Err(Error::ConfigRefused(problem)) => Ok(Some(format!(
+            "the changed configuration was not compared with the present one: {problem}"
+        ))),
+        validated => validated.map(|()| None),
+    }
+}
+
+async fn validate_in(
+    candidates: &mut Candidates,
     host: &HostRoot,
     facts: &HostFacts,
     plan: &HostPlan,
@@ -74,21 +137,27 @@ pub(crate) async fn validate(
             continue;
         }
         let import = import_path(root, at);
-        if let Some(after) = after {
-            write_candidate(host, &import, after)?;
-        }
-        imports.insert(path.as_str(), after.is_some().then_some(import));
+        let import = after
+            .as_ref()
+            .map(|after| candidates.put(host, import, after));
+        imports.insert(path.as_str(), import.transpose()?);
     }
+    // A relative import starts at the directory of the importing file.
+    let is_in_place = matches!(candidates, Candidates::Files)
+        && imports.is_empty()
+        && !imports_itself(host, &facts.config_files.root);
     let text = match text {
-        Some(text) if imports.is_empty() && !imports_itself(host, &facts.config_files.root) => text,
+        Some(text) if is_in_place => text,
         // Without a root file, containerd imports nothing and uses its defaults.
         None if imports.is_empty() => return Ok(()),
         text => root_that_imports(facts, text.as_deref().unwrap_or_default(), &imports)?,
     };
-    write_candidate(host, &candidate, &text)?;
+    let candidate = candidates.put(host, candidate, &text)?;
     let dump = dump_config(host, program, &candidate).await;
-    for path in paths(root, plan.config.len()) {
-        host.remove_file(&path)?;
+    if matches!(candidates, Candidates::Files) {
+        for path in paths(root, plan.config.len()) {
+            host.remove_file(&path)?;
+        }
     }
     let dump = dump.map_err(|problem| Error::ConfigRefused(facts.without_secrets(problem)))?;
     containerd_config::compare_dumps(before, &dump, &plan.managed)?;
