@@ -48,7 +48,7 @@ const BASE: &str = "{{ template \"base\" . }}";
 ///
 /// # Errors
 /// When the text is too long or has an action without an end, a wanted handler has an unusable name or is declared by others, or an
-/// action is among the lines of a managed handler.
+/// action among the lines of a managed handler also has an effect on other lines.
 pub fn edit_template(
     path: &str,
     text: Option<&str>,
@@ -83,13 +83,11 @@ pub fn edit_template(
         let is_as_desired = template.is_as_desired(stanza, plugin, &desired_by_name, guarded);
         let stays = !stanza.marked && is_as_desired;
         if template.is_managed(stanza, managed) && !stays {
-            if stanza.split {
-                return Err(Error::NotEditable {
-                    path: path.to_owned(),
-                    reason: "a template action is among the lines of a handler",
-                });
-            }
-            removed.push(stanza.lines.clone());
+            let lines = template.removable_lines(stanza);
+            removed.push(lines.ok_or_else(|| Error::ActionInHandler {
+                path: path.to_owned(),
+                handler: stanza.handler.clone(),
+            })?);
         }
     }
     let base = without_ranges(&source, &widen(&source, removed));
@@ -138,7 +136,7 @@ mod tests {
     use rstest::rstest;
 
     use super::super::render::{GUARD, GUARD_END};
-    use super::super::{Value, is_template, legacy_handlers, template_handlers};
+    use super::super::{Value, foreign_lines, is_template, legacy_handlers, template_handlers};
     use super::*;
 
     const PATH: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl";
@@ -267,16 +265,22 @@ mod tests {
         assert_eq!(found.keys().collect::<Vec<_>>(), ["kata"]);
     }
 
+    /// Fails unless an action among the lines of `handler` prevents their removal.
+    fn assert_action_in(text: &str, handler: &str) {
+        let error = edited(text, &[handler], &[]).unwrap_err();
+        assert!(matches!(error, Error::ActionInHandler { .. }), "{error}");
+        let help = error.help().unwrap();
+        let expected = format!("remove the action from the lines of handler {handler} in {PATH}");
+        assert_eq!(help, expected);
+    }
+
     #[rstest]
     #[case::removed("")]
     #[case::behind_another_table("[metrics]\naddress = ''\n{{ end }}\n")]
     fn a_declaration_without_the_end_of_its_action_is_left_alone(#[case] end: &str) {
         let with = edited(&format!("{BASE}\n"), &[], &[handler("spin")]);
         let with = with.unwrap().unwrap().replace("{{ end }}\n", end);
-        assert!(matches!(
-            edited(&with, &["spin"], &[]),
-            Err(Error::NotEditable { .. })
-        ));
+        assert_action_in(&with, "spin");
     }
 
     #[test]
@@ -394,10 +398,52 @@ mod tests {
     #[case::between("runtime_type = '/x'\n{{ if .X }}\nsnapshotter = 'y'\n{{ end }}\n")]
     fn a_stanza_with_actions_in_it_is_left_alone(#[case] keys: &str) {
         let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\n";
-        assert!(matches!(
-            edited(&format!("{header}{keys}"), &["a"], &[]),
-            Err(Error::NotEditable { .. })
-        ));
+        assert_action_in(&format!("{header}{keys}"), "a");
+    }
+
+    #[rstest]
+    #[case::in_a_value("snapshotter = \"{{ .X }}\"\n", &["snapshotter = \"{ { .X }}\""])]
+    #[case::three_braces("x = {{{ .X }}}\n", &["x = { { { .X }}}"])]
+    #[case::a_block(
+        "{{ if .X }}\nsnapshotter = 'y'\n{{ end }}\n",
+        &["{ { if .X }}", "snapshotter = 'y'"]
+    )]
+    #[case::a_comment("{{/* mine\n*/}}\nx = 1\n", &["{ {/* mine", "*/}}", "x = 1"])]
+    fn actions_among_the_lines_of_farrier_s_handler_are_removed_and_kept_as_comments(
+        #[case] added: &str,
+        #[case] kept: &[&str],
+        #[values(true, false)] guarded: bool,
+    ) {
+        let base = if guarded { BASE } else { "# {{ .Mine }}" };
+        let base = format!("{base}\n");
+        let with = edited(&base, &[], &[handler("a")]).unwrap().unwrap();
+        let with = match with.strip_suffix(&format!("{GUARD_END}\n")) {
+            Some(open) => format!("{open}{added}{GUARD_END}\n"),
+            None => format!("{with}{added}"),
+        };
+        let behind = "[metrics]\naddress = '{{ .Y }}'\n";
+        let with = format!("{with}{behind}");
+        let left = edited(&with, &["a"], &[]).unwrap().unwrap();
+        assert_eq!(left, format!("{base}{behind}"));
+        let comments = foreign_lines(PATH, &with, &[handler("a")]).unwrap();
+        for line in kept {
+            assert!(comments.contains(&format!("\n# {line}\n")), "{comments}");
+        }
+        assert!(!is_template(&comments), "{comments}");
+        let again = edited(&with, &["a"], &[handler("a")]).unwrap().unwrap();
+        assert!(again.starts_with(&left), "{again}");
+    }
+
+    #[rstest]
+    #[case::a_block_that_ends_behind_other_lines(
+        "{{ with .X }}\nx = 1\n[metrics]\naddress = ''\n{{ end }}\n"
+    )]
+    #[case::a_variable("x = {{ $x := .X }}\n[metrics]\naddress = '{{ $x }}'\n")]
+    #[case::another_branch("x = 1\n{{ else }}\ny = 1\n")]
+    fn an_action_with_an_effect_on_other_lines_is_named(#[case] added: &str) {
+        let with = edited("# {{ .Mine }}\n", &[], &[handler("a")]);
+        let with = with.unwrap().unwrap();
+        assert_action_in(&format!("{with}{added}"), "a");
     }
 
     #[test]

@@ -147,6 +147,14 @@ pub enum Error {
         /// The obstacle.
         reason: &'static str,
     },
+    /// A template action among the lines of a handler has an effect on other lines, too.
+    #[error("failed to remove handler {handler} from {path}: a template action is among its lines")]
+    ActionInHandler {
+        /// The template.
+        path: String,
+        /// The handler.
+        handler: String,
+    },
     /// The new configuration changes a setting that Farrier does not manage.
     #[error("the new configuration changes {key}, which Farrier does not manage")]
     Changed {
@@ -182,6 +190,11 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         let help = match self {
+            Self::ActionInHandler { path, handler } => {
+                return Some(Cow::Owned(format!(
+                    "remove the action from the lines of handler {handler} in {path}"
+                )));
+            }
             Self::Version(_) => return None,
             Self::Syntax { .. } => "correct the file",
             Self::Long { .. } => "shorten the file",

@@ -10,7 +10,7 @@ use super::error::Error;
 use super::legacy::legacy_handler;
 use super::render::{GUARD_END, HANDLER_MARK, MARK, block, cut, guard, newline_of};
 use super::schema::PluginId;
-use super::template::{Template, is_template};
+use super::template::{Template, is_template, without_braces};
 use super::types::{DeclaredHandler, Handler};
 
 /// The tables of the handlers `written` in which others added or changed lines, as comments; empty where all are as Farrier wrote them.
@@ -54,13 +54,15 @@ pub fn foreign_lines(path: &str, text: &str, written: &[Handler]) -> Result<Stri
             newline,
         ]);
         let lines = lines.iter().filter(|line| !is_own_line(name, line));
-        comments.extend(lines.map(|line| format!("# {line}{newline}")));
+        comments.extend(lines.map(|line| format!("# {}{newline}", without_braces(line))));
     };
     if is_template(text) {
-        for stanza in Template::scan(path, text)?.stanzas {
+        let template = Template::scan(path, text)?;
+        for stanza in template.stanzas.iter().filter(|stanza| stanza.marked) {
             let handler = written.iter().find(|it| it.name == stanza.handler);
-            if let Some(handler) = handler.filter(|_| stanza.marked && !stanza.split) {
-                let lines: Vec<&str> = text[stanza.lines].lines().collect();
+            let lines = template.removable_lines(stanza);
+            if let Some((handler, lines)) = handler.zip(lines) {
+                let lines: Vec<&str> = text[lines].lines().collect();
                 let mut plugins = PluginId::ALL.into_iter();
                 if plugins.all(|plugin| has_others(plugin, handler, &lines)) {
                     keep(handler, &lines);

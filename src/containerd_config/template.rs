@@ -58,10 +58,9 @@ pub(super) fn stanzas<'a>(path: &str, text: &'a str) -> Result<Vec<&'a str>, Err
 #[must_use]
 pub fn template_handlers(text: &str, plugin: PluginId) -> BTreeMap<String, DeclaredHandler> {
     // The actions that may leave lines out (Go's text/template, *Actions*). Those of Farrier leave out its own lines alone.
-    let choose = ["block", "define", "if", "range", "with"];
     let chooses = actions(text).is_none_or(|actions| {
         let mut others = actions.iter().filter(|action| !action.starts_with(GUARD));
-        others.any(|action| first_word(action).is_some_and(|word| choose.contains(&word)))
+        others.any(|action| first_word(action).is_some_and(|word| OPENING.contains(&word)))
     });
     let Some(template) = Template::scan("", text).ok().filter(|_| !chooses) else {
         return BTreeMap::new();
@@ -258,6 +257,49 @@ impl<'a> Template<'a> {
         Ok(Self { text, stanzas })
     }
 
+    /// The lines to remove with `stanza`; `None` where the text without them would be another template. Actions among the lines of Farrier's
+    /// stanza are removed with it, as long as they begin and end there.
+    pub(super) fn removable_lines(&self, stanza: &Stanza) -> Option<Range<usize>> {
+        let Range { start, mut end } = stanza.lines;
+        if !stanza.split {
+            return Some(start..end);
+        }
+        if !stanza.marked {
+            return None;
+        }
+        let mut depth = 0_usize;
+        let ranges = action_ranges(self.text)?.into_iter();
+        for range in ranges.skip_while(|range| range.start < start) {
+            if range.start >= end {
+                // The stanza ends at its last key, and the end of a block may be on the next line.
+                let between = self.text.get(end..range.start)?;
+                if depth == 0 || !between.trim().is_empty() {
+                    break;
+                }
+            }
+            let action = self.text.get(range.clone())?;
+            // Lines after the stanza may use a variable.
+            if action.contains(":=") {
+                return None;
+            }
+            match first_word(action)? {
+                "end" => depth = depth.checked_sub(1)?,
+                "else" if depth == 0 => return None,
+                word if OPENING.contains(&word) => depth += 1,
+                _ => {}
+            }
+            if range.end > end {
+                let line = self.text.get(range.end..)?;
+                let length = line.find('\n').map_or(line.len(), |newline| newline + 1);
+                if !line.get(..length)?.trim().is_empty() {
+                    return None;
+                }
+                end = range.end + length;
+            }
+        }
+        (depth == 0).then_some(start..end)
+    }
+
     /// Whether a stanza of this handler is not Farrier's, because another one is.
     fn is_declared_by_others(&self, handler: &str) -> bool {
         let named = || {
@@ -340,14 +382,34 @@ fn handler_of(header: &str) -> Option<String> {
 
 /// All actions of a text, with their braces; `None` where an action has no end.
 fn actions(text: &str) -> Option<Vec<&str>> {
-    let (mut found, mut rest) = (Vec::new(), text);
-    while let Some(at) = rest.find("{{") {
-        let action = rest.get(at..)?;
-        let (action, after) = action.split_at_checked(end_of_action(action)?)?;
-        found.push(action);
-        rest = after;
+    let ranges = action_ranges(text)?.into_iter();
+    ranges.map(|range| text.get(range)).collect()
+}
+
+/// The bytes of all actions of a text; `None` where an action has no end.
+fn action_ranges(text: &str) -> Option<Vec<Range<usize>>> {
+    let (mut found, mut from) = (Vec::new(), 0);
+    while let Some(at) = text.get(from..)?.find("{{") {
+        let start = from + at;
+        from = start + end_of_action(text.get(start..)?)?;
+        found.push(start..from);
     }
     Some(found)
+}
+
+/// The actions that begin a block, which `end` ends (Go's text/template, *Actions*).
+const OPENING: [&str; 5] = ["block", "define", "if", "range", "with"];
+
+/// The text with two braces in a row taken apart: in a template, they would begin an action, in a comment as well.
+pub(super) fn without_braces(text: &str) -> String {
+    let mut apart = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char == '{' && apart.ends_with('{') {
+            apart.push(' ');
+        }
+        apart.push(char);
+    }
+    apart
 }
 
 /// An action without its opening braces and the blanks behind them.

@@ -168,6 +168,38 @@ fn a_k3s_that_does_not_start_is_repaired(
     node.assert_healthy();
 }
 
+#[rstest]
+#[case::of_1_7(1, BASE_2, "config.toml.tmpl")]
+#[case::of_2_1(2, BASE_3, "config-v3.toml.tmpl")]
+fn a_template_that_farrier_created_keeps_its_base_below_lines_of_others(
+    #[case] release: usize,
+    #[case] base: &str,
+    #[case] template: &str,
+    #[values("snapshotter = \"overlayfs\"", "# mine", "snapshotter = \"{{ .X }}\"")] mine: &str,
+) {
+    let node = started(release, base);
+    assert_applied(node.change(&INSTALL), 1);
+    let path = format!("{K3S_DIRECTORY}/{template}");
+    let ours = fs::read_to_string(node.path(&path)).unwrap();
+    let last = "{{ end }}\n";
+    let changed = ours.replace(last, &format!("{mine}\n{last}"));
+    assert_ne!(changed, ours);
+    node.write(&path, changed.as_bytes(), 0o644);
+    node.start_service("k3s");
+    assert_applied(node.change(&REMOVE), 1);
+    let left = fs::read_to_string(node.path(&path)).unwrap();
+    let mut lines = left.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(lines.next(), Some("{{ template \"base\" . }}"), "{left}");
+    assert_eq!(lines.next(), None, "{left}");
+    let mine = mine.replace("{{", "{ {");
+    assert!(left.contains(&format!("\n# {mine}\n")), "{left}");
+    // The distribution renders the comments, too.
+    node.start_service("k3s");
+    node.assert_healthy();
+    let rendered = fs::read_to_string(node.path(&format!("{K3S_DIRECTORY}/config.toml")));
+    assert!(rendered.unwrap().contains("runtimes.runc]"));
+}
+
 /// The base of a k3s whose rendered file imports a directory.
 fn importing() -> String {
     BASE_3.replacen(

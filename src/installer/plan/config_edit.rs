@@ -157,6 +157,20 @@ impl<'a> CurrentConfig<'a> {
         })
     }
 
+    /// Checks that all managed handlers can be removed from the configuration.
+    ///
+    /// # Errors
+    /// Why the configuration can't be edited.
+    pub(crate) fn check_removal(&self, facts: &HostFacts) -> Result<(), Error> {
+        if self.managed.is_empty() {
+            return Ok(());
+        }
+        let edit = ConfigEdit::undoing(facts, self, std::iter::empty());
+        edit.render(&[])?;
+        edit.remove_from_other_files(facts)?;
+        Ok(())
+    }
+
     /// The program because of which the distribution declares `handler` by itself, in place of Farrier's declaration.
     pub(crate) fn found(&self, handler: &str) -> Option<&str> {
         self.found.get(handler).map(String::as_str)

@@ -366,6 +366,9 @@ impl Findings {
                 self.add_problem(&problem, "correct the configuration");
             }
         }
+        if let Some(Err(error)) = current.map(|current| current.check_removal(facts)) {
+            self.add_refusal(&error);
+        }
     }
 
     /// Faults of installed handlers, without those of their declarations.
@@ -667,6 +670,26 @@ mod tests {
             "{error}"
         );
         assert!(problems(&facts).contains(&error));
+    }
+
+    #[test]
+    fn an_action_that_prevents_the_removal_of_a_handler_is_found() {
+        let editable = editable_files(by_id("k3s").edited, CONFIG_PATH);
+        let template = format!(
+            "{{{{ template \"base\" . }}}}\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.a]\nruntime_type = '{PATH}'\nx = '{{{{ .X }}}}'\n"
+        );
+        let facts = host().installed(&["a"]).distro(by_id("k3s"));
+        let facts = facts.with(|facts| {
+            facts.sources = vec![SourceFile {
+                path: editable[1].clone(),
+                text: Some(template),
+            }];
+        });
+        let facts = facts.build();
+        let error = decide(&facts, &remove_everything()).unwrap_err();
+        let expected = "failed to remove handler a from /etc/containerd/config.toml.tmpl: a template action is among its lines";
+        assert_eq!(error.to_string(), expected);
+        assert!(problems(&facts).contains(&expected.to_owned()));
     }
 
     #[test]
