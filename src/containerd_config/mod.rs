@@ -42,7 +42,7 @@ pub use schema::{InvalidVersion, PluginId, Version};
 pub use secrets::without_secrets;
 pub use start_needs::{StartNeeds, outside_dependency, start_needs};
 pub use startup_checks::{HostPrerequisite, host_prerequisites, startup_checks};
-pub use template::{handlers_declared_twice, is_template, template_handlers};
+pub use template::{handlers_declared_twice, is_template, template_fault, template_handlers};
 pub use toml::Value;
 pub use types::{
     ConfigFiles, ConfigTarget, DUMP_LIMIT, DeclaredHandler, Handler, SourceFile, TEXT_LIMIT,

@@ -400,6 +400,32 @@ fn action_ranges(text: &str) -> Option<Vec<Range<usize>>> {
 /// The actions that begin a block, which `end` ends (Go's text/template, *Actions*).
 const OPENING: [&str; 5] = ["block", "define", "if", "range", "with"];
 
+/// Why a Go template can't be parsed, as far as its actions alone show; `None` where they fit together.
+///
+/// ```
+/// use farrier::containerd_config::template_fault;
+///
+/// assert_eq!(template_fault("{{ if .X }}a{{ end }}"), None);
+/// assert_eq!(template_fault("{{ if .X }}a"), Some("a block of an action has no end"));
+/// ```
+#[must_use]
+pub fn template_fault(text: &str) -> Option<&'static str> {
+    let Some(actions) = actions(text) else {
+        return Some("an action has no end");
+    };
+    let mut depth = 0_usize;
+    for action in actions {
+        match first_word(action) {
+            Some("end") if depth == 0 => return Some("an `end` ends no block"),
+            Some("else") if depth == 0 => return Some("an `else` is in no block"),
+            Some("end") => depth -= 1,
+            Some(word) if OPENING.contains(&word) => depth += 1,
+            Some(_) | None => {}
+        }
+    }
+    (depth > 0).then_some("a block of an action has no end")
+}
+
 /// The text with two braces in a row taken apart: in a template, they would begin an action, in a comment as well.
 pub(super) fn without_braces(text: &str) -> String {
     let mut apart = String::with_capacity(text.len());

@@ -169,6 +169,58 @@ fn a_k3s_that_does_not_start_is_repaired(
 }
 
 #[rstest]
+#[case::of_1_7(1, BASE_2, "config.toml.tmpl", "grpc.v1.cri")]
+#[case::of_2_1(2, BASE_3, "config-v3.toml.tmpl", "cri.v1.runtime")]
+fn handlers_leave_a_k3s_that_others_broke_without_a_restart(
+    #[case] release: usize,
+    #[case] base: &str,
+    #[case] template: &str,
+    #[case] plugin: &str,
+    #[values(false, true)] is_action: bool,
+) {
+    let node = started(release, base);
+    let before = node.tree();
+    assert_applied(node.change(&INSTALL), 1);
+    let path = format!("{K3S_DIRECTORY}/{template}");
+    let ours = fs::read_to_string(node.path(&path)).unwrap();
+    let table = format!(
+        "[plugins.'io.containerd.{plugin}'.containerd.runtimes.kata]\nruntime_type = 'kata'\n"
+    );
+    let mine = if is_action {
+        "{{ if .X }}\n".to_owned()
+    } else {
+        table.repeat(2)
+    };
+    node.write(&path, format!("{ours}{mine}").as_bytes(), 0o644);
+    restart(&node);
+    let cause = if is_action {
+        "template.tmpl is no Go template".replace("template.tmpl", template)
+    } else {
+        "config.toml is no TOML".to_owned()
+    };
+    let (status, words) = doctor(&node, &[]);
+    assert!(status == 1 && words.contains(&cause), "{words}");
+    let dry_run = [&REMOVE[..], &["--dry-run"]].concat();
+    for arguments in [&dry_run[..], &REMOVE] {
+        let output = node.farrier(arguments);
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{words}");
+        let note = words.find("k3s.service does not run, and is not restarted");
+        assert!(note.is_some() && words.contains(&cause), "{words}");
+    }
+    assert!(!node.path("/opt/farrier").exists());
+    assert!(!node.path("/var/lib/farrier").exists());
+    // The lines of others are left, below the base.
+    let left = fs::read_to_string(node.path(&path)).unwrap();
+    let created = &ours[..ours.find("# farrier: managed").unwrap()];
+    assert_eq!(left, format!("{created}{mine}"));
+    fs::remove_file(node.path(&path)).unwrap();
+    node.start_service("k3s");
+    node.assert_healthy();
+    assert_eq!(node.tree(), before);
+}
+
+#[rstest]
 #[case::of_1_7(1, BASE_2, "config.toml.tmpl")]
 #[case::of_2_1(2, BASE_3, "config-v3.toml.tmpl")]
 fn a_template_that_farrier_created_keeps_its_base_below_lines_of_others(

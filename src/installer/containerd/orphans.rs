@@ -232,6 +232,18 @@ pub async fn find(
     without_record(host, socket, again).await
 }
 
+/// The shim processes of `programs` that a containerd at `socket` has started, with a pod or without: for a containerd that does not answer.
+///
+/// # Errors
+/// When processes can't be listed.
+pub fn running(
+    host: &HostRoot,
+    socket: &str,
+    programs: &ShimPrograms,
+) -> Result<Vec<Orphan>, Error> {
+    look(host, socket, programs, &[])
+}
+
 /// The shim processes that no sandbox of `sandboxes` explains.
 fn look(
     host: &HostRoot,

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::containerd_config::{
-    self, ConfigFiles, ConfigTarget, PluginId, Version, imports, is_template,
+    self, ConfigFiles, ConfigTarget, PluginId, Version, edit_template, imports, is_template,
+    template_fault,
 };
 use crate::handoff::Problem;
 use crate::installer::distro::Edited;
@@ -102,14 +103,67 @@ pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
 }
 
 /// Whether only the template tells how the next rendered file will be: containerd does not serve, because the file that was rendered last
-/// is no TOML. The distribution renders it again at each start, so nobody can correct it there.
+/// is no TOML, or because the template can't be rendered. The distribution renders it again at each start, so nobody can correct the file
+/// there.
 pub(crate) fn is_unloadable(facts: &HostFacts) -> bool {
     let is_template = matches!(facts.distro.edited, Edited::GoTemplate { .. });
     let has_template = facts.sources.iter().any(|file| file.text.is_some());
     let serves = facts.served.as_ref().is_ok_and(|served| served.ready);
     let root = facts.config_files.root.text.as_deref();
-    let is_toml = |text| !matches!(imports(text), Err(containerd_config::Error::Syntax { .. }));
-    is_template && has_template && !serves && !root.is_none_or(is_toml)
+    let is_broken = || root.and_then(syntax_error).is_some() || broken_template(facts).is_some();
+    is_template && has_template && !serves && is_broken()
+}
+
+/// Why a text is no TOML.
+fn syntax_error(text: &str) -> Option<containerd_config::Error> {
+    let error = imports(text).err()?;
+    matches!(error, containerd_config::Error::Syntax { .. }).then_some(error)
+}
+
+/// The template that can't be rendered, and the reason. The distribution renders the first one that exists.
+pub(crate) fn broken_template(facts: &HostFacts) -> Option<(&str, &'static str)> {
+    if !matches!(facts.distro.edited, Edited::GoTemplate { .. }) {
+        return None;
+    }
+    let file = facts.sources.iter().find(|file| file.text.is_some())?;
+    Some((&file.path, template_fault(file.text.as_deref()?)?))
+}
+
+/// Why containerd will not start without the handlers `managed` either; `None` where it may. Only for an unloadable configuration.
+pub(crate) fn still_unloadable(facts: &HostFacts, managed: &BTreeSet<String>) -> Option<Problem> {
+    if !is_unloadable(facts) {
+        return None;
+    }
+    let id = facts.distro.id;
+    if let Some((path, reason)) = broken_template(facts) {
+        return Some(Problem::with_help(
+            format!("{path} is no Go template, and {id} does not start: {reason}"),
+            format!("correct {path}"),
+        ));
+    }
+    let root = &facts.config_files.root;
+    let text = root.text.as_deref();
+    let plugin = PluginId::GrpcV1Cri;
+    // The rendered file has the lines of the template, with Farrier's comments.
+    let left = edit_template(&root.path, text, plugin, managed, &[]).ok()??;
+    syntax_error(&left)?;
+    not_toml(facts)
+}
+
+/// Why containerd does not load the file that the distribution rendered last; `None` where that file is TOML.
+pub(crate) fn not_toml(facts: &HostFacts) -> Option<Problem> {
+    let root = &facts.config_files.root;
+    let error = syntax_error(root.text.as_deref()?)?;
+    let templates = facts.sources.iter().filter(|file| file.text.is_some());
+    let templates: Vec<&str> = templates.map(|file| file.path.as_str()).collect();
+    let (id, templates) = (facts.distro.id, templates.join(" or "));
+    Some(Problem::with_help(
+        format!(
+            "{} is no TOML, and containerd does not start: {error}",
+            root.path
+        ),
+        format!("correct {templates}, from which {id} renders the file at each start"),
+    ))
 }
 
 /// Where handlers would be declared in the file that containerd loads, if it could be read.
@@ -262,10 +316,12 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::SourceFile;
+    use crate::installer::containerd::daemon::Containerd;
     use crate::installer::distro::by_id;
     use crate::installer::fixtures;
     use crate::installer::plan::config_edit::CurrentConfig;
-    use crate::installer::state::OwnedConfig;
+    use crate::installer::plan::decide;
+    use crate::installer::state::{OwnedConfig, StateAfter};
 
     const V2: &str = "version = 2\n";
     const V3: &str = "version = 3\n";
@@ -319,6 +375,74 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("handler new"), "{error}");
+    }
+
+    const KATA: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\nruntime_type = 'kata'\n";
+
+    /// A k3s whose containerd does not run, with handler `a` of Farrier and these lines of others in its template and in the rendered file.
+    fn stopped(theirs: &str, rendered: &str) -> HostFacts {
+        let ours = "# farrier: managed handler; change its Shim instead\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.a]\nruntime_type = \"/opt/farrier/bin/containerd-shim-a\"\n";
+        let template = format!("{{{{ template \"base\" . }}}}\n{ours}{theirs}");
+        let root = format!("{V3}{ours}{rendered}");
+        let mut facts = host("k3s", Some(&root), "1.33.1", &[Some(&template), None]);
+        let installed = fixtures::host().installed(&["a"]).build();
+        facts.state = installed.state;
+        (facts.binaries, facts.stored) = (installed.binaries, installed.stored);
+        facts.containerd = Containerd::NotFound {
+            refused: Vec::new(),
+        };
+        facts.served = Err(Problem::new("nothing listens", None));
+        facts.dump = Err(Problem::new("containerd refuses it", None));
+        facts
+    }
+
+    #[rstest]
+    #[case::a_table_twice(
+        &format!("{KATA}{KATA}"),
+        &format!("{KATA}{KATA}"),
+        "/x/config.toml is no TOML, and containerd does not start: failed to parse the file: line 7, column"
+    )]
+    #[case::a_block_without_an_end(
+        "{{ if .X }}\n",
+        "",
+        "/x/config-v3.toml.tmpl is no Go template, and k3s does not start: a block of an action has no end"
+    )]
+    fn handlers_leave_a_configuration_that_others_broke_without_a_restart(
+        #[case] theirs: &str,
+        #[case] rendered: &str,
+        #[case] cause: &str,
+    ) {
+        let facts = stopped(theirs, rendered);
+        let plan = decide(&facts, &fixtures::remove_everything()).unwrap();
+        assert!(
+            !plan.restart && plan.state == StateAfter::Remove,
+            "{plan:?}"
+        );
+        let [change] = plan.config.as_slice() else {
+            panic!("{:?}", plan.config);
+        };
+        assert_eq!(change.path, "/x/config-v3.toml.tmpl");
+        let left = format!("{{{{ template \"base\" . }}}}\n{theirs}");
+        assert_eq!(change.after.as_ref(), Some(&left));
+        let note = format!("k3s.service does not run, and is not restarted: {cause}");
+        assert!(plan.notes[0].starts_with(&note), "{:?}", plan.notes);
+        let help = ". Correct /x/config-v3.toml.tmpl";
+        assert!(plan.notes[0].contains(help), "{:?}", plan.notes);
+        // A handler that is to be served needs a restart.
+        let mut changed = fixtures::goal(&["a", "b"]).build();
+        changed.owner = crate::handoff::Owner::Local;
+        let error = decide(&facts, &changed).unwrap_err();
+        assert!(error.to_string().starts_with(cause), "{error}");
+        let help = error.help().unwrap();
+        assert!(help.starts_with("correct /x/config-v3.toml.tmpl"), "{help}");
+    }
+
+    #[test]
+    fn handlers_that_alone_break_a_configuration_leave_it_with_a_restart() {
+        let found = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.a]\nruntime_type = 'found'\n";
+        let facts = stopped("", found);
+        let plan = decide(&facts, &fixtures::remove_everything()).unwrap();
+        assert!(plan.restart, "{plan:?}");
     }
 
     #[rstest]

@@ -290,16 +290,27 @@ fn configure(
     let is_unserved = served
         .is_some_and(|served| !is_served(served, &declared, &edit.managed, &former, searches));
     let is_live = facts.containerd.target() == Target::Live;
-    let restart = is_live && (changes.iter().any(|change| change.live) || is_unserved);
+    let mut restart = is_live && (changes.iter().any(|change| change.live) || is_unserved);
     if restart && changes.is_empty() {
         // A restart alone helps only if containerd then loads the handlers as they are declared.
         current.check_visible(&declared)?;
     }
     let accepted = goal.accept_pending_changes;
     let mut notes = Vec::new();
+    if restart && let Some(problem) = config_source::still_unloadable(facts, &edit.managed) {
+        // The cause is not Farrier's, so a restart would fail. Handlers that leave need none.
+        if !declared.is_empty() {
+            return Err(Error::Obstacle(problem));
+        }
+        restart = false;
+        let (unit, problem) = (facts.unit(), problem.sentence());
+        notes.push(format!(
+            "{unit} does not run, and is not restarted: {problem}"
+        ));
+    }
     if restart {
         check_restart(facts, goal)?;
-        notes = current.check_restart(facts, &edit.managed, accepted)?;
+        notes.extend(current.check_restart(facts, &edit.managed, accepted)?);
     } else if !changes.is_empty() {
         current.check_runtimes(facts, &edit.managed, accepted)?;
         check_prerequisites(facts)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::containerd_config::{
-    DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
+    self, DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
 };
 use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::distro::Restart;
@@ -310,6 +310,11 @@ impl Findings {
 
     /// A file that the distribution has rendered and that is no TOML.
     fn of_unloadable(&mut self, facts: &HostFacts) {
+        if let Some(problem) = config_source::broken_template(facts)
+            .and_then(|_| config_source::still_unloadable(facts, &BTreeSet::new()))
+        {
+            return self.add_problem(&problem, "correct the template");
+        }
         let root = &facts.config_files.root;
         let text = root.text.as_deref().unwrap_or_default();
         let twice = handlers_declared_twice(text);
@@ -323,19 +328,9 @@ impl Findings {
             );
         }
         if twice.is_empty()
-            && let Err(error) = imports(text)
+            && let Some(problem) = config_source::not_toml(facts)
         {
-            let templates = facts.sources.iter().filter(|file| file.text.is_some());
-            let templates: Vec<&str> = templates.map(|file| file.path.as_str()).collect();
-            let problem = format!(
-                "{} is no TOML, and containerd does not start: {error}",
-                root.path
-            );
-            let (id, templates) = (facts.distro.id, templates.join(" or "));
-            self.add(
-                &problem,
-                &format!("correct {templates}, from which {id} renders the file at each start"),
-            );
+            self.add_problem(&problem, "correct the template");
         }
     }
 

@@ -216,6 +216,8 @@ pub(crate) enum InUse {
         /// The shim processes without a pod.
         orphans: Vec<Orphan>,
     },
+    /// containerd does not run. A handler without a shim process has no pods.
+    Shims(Vec<Orphan>),
     /// containerd did not answer, so every handler may have pods.
     Unknown,
 }
@@ -253,6 +255,22 @@ impl InUse {
         })
     }
 
+    /// Looks for the shim processes of the handlers that leave, where containerd does not run.
+    pub(crate) fn without_containerd(host: &HostRoot, journal: &Journal) -> Self {
+        let install_paths = InstallPaths {
+            directory: journal.directory.clone(),
+        };
+        let programs = ShimPrograms::of(&install_paths, journal.leaving.values());
+        let running = orphans::running(host, &journal.socket, &programs);
+        running.map_or_else(
+            |error| {
+                warn!(%error, "failed to list the shim processes: obsolete binaries stay until the next run");
+                Self::Unknown
+            },
+            Self::Shims,
+        )
+    }
+
     /// The reason to keep the binary of a handler; `None` if it is not in use.
     fn reason(
         &self,
@@ -270,6 +288,18 @@ impl InUse {
                     install_paths,
                 };
                 users.reason(handler, owned)
+            }
+            Self::Shims(shims) => {
+                let is_used = match owned {
+                    Some(owned) => shims.iter().any(|shim| shim.runs(install_paths, owned)),
+                    None => !shims.is_empty(),
+                };
+                is_used.then(|| {
+                    Problem::with_help(
+                        "shim processes still run the binary of the handler",
+                        "repair containerd and delete the pods of the handler, then run farrier again",
+                    )
+                })
             }
             Self::Unknown => Some(Problem::with_help(
                 "failed to list the pods of this handler: containerd does not answer",

@@ -28,7 +28,7 @@ use crate::installer::containerd::restart;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::Restart;
 use crate::installer::host::path::parent_directory;
-use crate::installer::host::{HostRoot, text_digest};
+use crate::installer::host::{HostRoot, Target, text_digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::{self, ExpectedRuntimes};
@@ -257,7 +257,12 @@ async fn act(
             taken = taken_by_distro(plan, &served);
         }
     }
-    let in_use = InUse::query(host, journal, target).await;
+    // Without a restart, a plan for a containerd that does not serve is for one that can't start.
+    let in_use = if target == Target::Live && facts.served.is_err() && !plan.restart {
+        InUse::without_containerd(host, journal)
+    } else {
+        InUse::query(host, journal, target).await
+    };
     let draining = retain_in_use(host, journal, &in_use)?;
     commit(host, journal)?;
     let tally = progress.tally;
