@@ -155,6 +155,16 @@ pub enum Error {
         /// The handler.
         handler: String,
     },
+    /// A distribution reads a file with another `version` only.
+    #[error("{path} has {found}, and the distribution reads version = {expected} alone")]
+    SnippetVersion {
+        /// The file.
+        path: String,
+        /// Its `version`, such as `version = 2` or `no version`.
+        found: String,
+        /// The `version` that the distribution reads.
+        expected: i64,
+    },
     /// The new configuration changes a setting that Farrier does not manage.
     #[error("the new configuration changes {key}, which Farrier does not manage")]
     Changed {
@@ -195,6 +205,7 @@ impl Error {
                     "remove the action from the lines of handler {handler} in {path}"
                 )));
             }
+            Self::SnippetVersion { .. } => "migrate the file to that version, or remove it",
             Self::Version(_) => return None,
             Self::Syntax { .. } => "correct the file",
             Self::Long { .. } => "shorten the file",

@@ -3,6 +3,7 @@
 use super::document::Document;
 use super::error::Error;
 use super::render::quoted;
+use super::schema::PluginId;
 use super::types::SourceFile;
 
 /// The patterns under `imports` of the text, as they are written.
@@ -70,29 +71,43 @@ pub fn clean_path(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-/// Checks that the file can be parsed. A distribution such as k0s reads snippets that containerd itself does not load.
+/// Checks that the file can be parsed, and that it has the `version` that a distribution demands, if any. A distribution such as k0s reads
+/// snippets that containerd itself does not load.
 ///
 /// ```
-/// use farrier::containerd_config::{SourceFile, check_syntax};
+/// use farrier::containerd_config::{SourceFile, check_snippet};
 ///
 /// let file = |text: &str| SourceFile {
 ///     path: "/etc/k0s/containerd.d/20.toml".to_owned(),
 ///     text: Some(text.to_owned()),
 /// };
-/// assert!(check_syntax(&file("version = 2\n")).is_ok());
-/// let error = check_syntax(&file("this is not toml = =\n")).unwrap_err();
+/// assert!(check_snippet(&file("version = 2\n"), None).is_ok());
+/// assert!(check_snippet(&file("version = 2\n"), Some(3)).is_err());
+/// let error = check_snippet(&file("this is not toml = =\n"), None).unwrap_err();
 /// assert!(error.to_string().starts_with("failed to parse /etc/k0s/containerd.d/20.toml: line 1"));
 /// ```
 ///
 /// # Errors
-/// When the file is absent, too long or not TOML.
-pub fn check_syntax(file: &SourceFile) -> Result<(), Error> {
+/// When the file is absent, too long or not TOML, has a value that is not a table where a table should be, or has another `version`.
+pub fn check_snippet(file: &SourceFile, version: Option<i64>) -> Result<(), Error> {
     let Some(text) = &file.text else {
         return Err(Error::ImportAbsent {
             path: file.path.clone(),
         });
     };
-    Document::parse(&file.path, text).map(drop)
+    let document = Document::parse(&file.path, text)?;
+    let found = document.version()?;
+    if let Some(expected) = version.filter(|_| found != version) {
+        return Err(Error::SnippetVersion {
+            path: file.path.clone(),
+            found: found.map_or("no version".to_owned(), |it| format!("version = {it}")),
+            expected,
+        });
+    }
+    for plugin in PluginId::ALL {
+        document.handlers(plugin)?;
+    }
+    Ok(())
 }
 
 /// The path of `farrier.toml` in the directory of the first pattern that imports every `*.toml` of one directory.

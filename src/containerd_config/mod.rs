@@ -34,7 +34,7 @@ pub use edit_template::edit_template;
 pub use error::Error;
 pub use foreign_lines::{foreign_lines, without_marks};
 pub use glob::Glob;
-pub use imports::{check_syntax, clean_path, imports, with_imports};
+pub use imports::{check_snippet, clean_path, imports, with_imports};
 pub use legacy::{LegacyHandler, LegacyInstaller, legacy_handlers};
 pub use placement::config_target;
 pub use render::is_usable_name;

@@ -81,6 +81,11 @@ const K0S: [(&str, &str); 3] = [
     b"a = 1\na = 2\n",
     "failed to parse /etc/k0s/containerd.d/20.toml"
 )]
+#[case::no_table(
+    "20.toml",
+    b"version = 3\nplugins = 3\n",
+    "plugins in /etc/k0s/containerd.d/20.toml is not a table"
+)]
 #[tokio::test]
 async fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name(
     #[case] name: &str,

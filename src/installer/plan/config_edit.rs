@@ -8,7 +8,7 @@ use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    self, ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Value, Version, check_syntax,
+    self, ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Value, Version, check_snippet,
     config_target, edit, edit_template, handlers, handlers_declared_twice, runtimes_of_dump,
     startup_checks, template_handlers, without_marks,
 };
@@ -65,7 +65,9 @@ impl<'a> CurrentConfig<'a> {
         let is_image = facts.containerd.target() == Target::Image;
         let is_unloadable = config_source::is_unloadable(facts);
         let config_files = config_source::current_files(facts);
-        facts.snippets.iter().try_for_each(check_syntax)?;
+        let version = config_source::snippet_version(facts);
+        let mut snippets = facts.snippets.iter();
+        snippets.try_for_each(|file| check_snippet(file, version))?;
         let target = match facts.version {
             _ if is_unloadable => config_source::target_of_unloadable(facts),
             Some(version) => config_target(&config_files, &version)?,

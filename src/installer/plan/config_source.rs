@@ -243,15 +243,35 @@ pub(crate) fn find<'a>(
             if root.is_some_and(|text| text.lines().all(|line| line != marker)) {
                 return Ok(None);
             }
-            let schema_3 = match (facts.version, &facts.release) {
-                (Some(containerd), _) => containerd.major >= 2,
-                // k0s 1.36 has containerd 2 and refuses snippets of another version than 3.
-                (None, Ok(release)) => (release.major, release.minor) >= (1, 36),
-                (None, Err(problem)) => return Err(Error::no_release(facts, problem)),
-            };
+            let schema_3 = snippets_have_schema_3(facts)
+                .map_err(|problem| Error::no_release(facts, problem))?;
             Ok(source(0, false, &unrendered_target(target, schema_3)))
         }
     }
+}
+
+/// Whether the snippets of a distribution have schema 3.
+///
+/// # Errors
+/// Why that is unknown.
+fn snippets_have_schema_3(facts: &HostFacts) -> Result<bool, &Problem> {
+    match (facts.version, &facts.release) {
+        (Some(containerd), _) => Ok(containerd.major >= 2),
+        // k0s 1.36 has containerd 2.
+        (None, Ok(release)) => Ok((release.major, release.minor) >= (1, 36)),
+        (None, Err(problem)) => Err(problem),
+    }
+}
+
+/// The `version` that every snippet must have: k0s with containerd 2 does not start with another one. `None` where a release reads several.
+pub(crate) fn snippet_version(facts: &HostFacts) -> Option<i64> {
+    let Edited::Snippets { marker, .. } = facts.distro.edited else {
+        return None;
+    };
+    let root = facts.config_files.root.text.as_deref();
+    let is_managed = root.is_none_or(|text| text.lines().any(|line| line == marker));
+    let is_3 = is_managed && snippets_have_schema_3(facts).is_ok_and(|is_3| is_3);
+    is_3.then_some(3)
 }
 
 /// Where handlers are declared in a new file.
@@ -443,6 +463,43 @@ mod tests {
         let facts = stopped("", found);
         let plan = decide(&facts, &fixtures::remove_everything()).unwrap();
         assert!(plan.restart, "{plan:?}");
+    }
+
+    #[rstest]
+    #[case::of_k0s_1_36("v1.36.0+k0s.0", true, Some(3))]
+    #[case::of_k0s_1_35("v1.35.1+k0s.1", true, None)]
+    #[case::of_others("v1.36.0+k0s.0", false, None)]
+    fn a_snippet_needs_version_3_where_k0s_has_containerd_2(
+        #[case] release: &str,
+        #[case] is_managed: bool,
+        #[case] expected: Option<i64>,
+        #[values("version = 2\n", "", "version = 3\n")] snippet: &str,
+    ) {
+        let marker = if is_managed {
+            "# k0s_managed=true"
+        } else {
+            "# mine"
+        };
+        let root = format!("{marker}\n{V3}");
+        let mut facts = host("k0s", Some(&root), release, &[None]);
+        facts.version = None;
+        assert_eq!(snippet_version(&facts), expected);
+        facts.version = "2.1.9".parse().ok();
+        let expected = is_managed.then_some(3);
+        assert_eq!(snippet_version(&facts), expected);
+        let path = "/x/containerd.d/20.toml";
+        facts.snippets = vec![SourceFile {
+            path: path.to_owned(),
+            text: Some(snippet.to_owned()),
+        }];
+        let error = CurrentConfig::find(&facts).err().map(|it| it.to_string());
+        let found = snippet
+            .trim()
+            .strip_prefix("version = 2")
+            .map_or("no version", |_| "version = 2");
+        let sentence = format!("{path} has {found}, and the distribution reads version = 3 alone");
+        let is_refused = is_managed && snippet != V3;
+        assert_eq!(error, is_refused.then_some(sentence));
     }
 
     #[rstest]
