@@ -13,7 +13,10 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::handoff::{InvalidDigest, LONGEST_LABEL_NAME, OnRestart, Sha256Digest};
+use crate::handoff::{
+    InvalidDigest, LONGEST_LABEL_NAME, OnRestart, Sha256Digest, has_known_scheme, path_on_host,
+    shown_location,
+};
 
 mod error;
 mod rollout;
@@ -133,7 +136,7 @@ pub struct Platform {
     /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`. Every account that may read Shims, or Jobs and pods in the
     /// namespace of Farrier, can read a password or signature in it.
     #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = Rule::new("self.matches('^(https?://|file:///).')")
+    #[x_kube(validation = Rule::new("self.matches('(?i)^(https?://|file:///).')")
         .message("location must be https://…, http://… or file:///path/on/the/node"))]
     pub location: String,
     /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another digest is not unpacked. The privileged container compares
@@ -310,7 +313,7 @@ impl Artifact {
     /// other nodes may have another file at the same path.
     #[must_use]
     pub fn trusts_first_node(&self) -> bool {
-        let is_remote = !self.location.starts_with("file:");
+        let is_remote = path_on_host(&self.location).is_none();
         is_remote && self.sha256.is_none() && self.binary_sha256.is_none()
     }
 }
@@ -353,14 +356,11 @@ impl ShimSpec {
         if artifact.location.len() > LONGEST_LOCATION {
             return Err(Error::LongLocation);
         }
-        if ["https://", "http://", "file:///"]
-            .iter()
-            .any(|scheme| artifact.location.starts_with(scheme))
-        {
+        if has_known_scheme(&artifact.location) {
             Ok(artifact)
         } else {
             Err(Error::Location {
-                location: artifact.location,
+                location: shown_location(&artifact.location),
             })
         }
     }
@@ -507,6 +507,18 @@ mod tests {
                 "{location}"
             );
         }
+        let spec = shim(&serde_json::json!({"anonHttp": {"location": "HTTPS://example.org/a"}}));
+        let artifact = spec.artifact("linux", "amd64").unwrap();
+        assert_eq!(artifact.location, "HTTPS://example.org/a");
+    }
+
+    #[test]
+    fn an_invalid_location_shows_no_password() {
+        let location = " ftp://user:p4ss@example.org/a?sig=p4ss";
+        let spec = shim(&serde_json::json!({"anonHttp": {"location": location}}));
+        let error = spec.artifact("linux", "amd64").unwrap_err();
+        let expected = r#"invalid location "ftp://example.org/a""#;
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -71,7 +71,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
             &["report", "request"],
             &["ending_pods"],
             &["name"],
-            &["problem"],
+            &["location", "problem"],
             &["digest", "document", "printable", "restart_policy"],
         ],
     ),

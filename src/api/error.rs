@@ -32,7 +32,7 @@ pub enum Error {
     /// The location has another scheme, or none.
     #[error("invalid location {location:?}")]
     Location {
-        /// The value in the Shim.
+        /// The value in the Shim, without secrets.
         location: String,
     },
     /// The location is longer than `LONGEST_LOCATION` bytes.

@@ -210,6 +210,10 @@ async fn a_shim_of_runtime_class_manager_is_accepted() {
             json!("file:///srv/a.tar.gz"),
         ),
         (
+            "/fetchStrategy/platforms/0/location",
+            json!("HTTPS://example.org/a.tar.gz"),
+        ),
+        (
             "/fetchStrategy/platforms/0/sha256",
             json!("a923f08d91c110d2cda29fbc380273e6d0a97aa0bab455c55f613c8d5a8bfbe4"),
         ),

@@ -287,6 +287,8 @@ async fn a_password_in_a_location_is_in_no_error() {
         format!("http://user:hunter2@{address}/there?token=hunter2"),
         format!("http://user:hunter2@{address}/away?token=hunter2"),
         "ftp://user:hunter2@example.org/?token=hunter2".to_owned(),
+        "https://user:hunter2#@example.org/".to_owned(),
+        "https://user:hunter2?@example.org/".to_owned(),
         "no url?token=hunter2".to_owned(),
         "file://hunter2@srv/shim".to_owned(),
     ] {

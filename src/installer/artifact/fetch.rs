@@ -20,7 +20,9 @@ use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, direct
 use super::handoff_dir;
 use super::link_local::{CheckedResolver, LinkLocal, check_url};
 use super::unpack;
-use crate::handoff::{FetchResult, Problem, Sha256Digest, ShimRequest, printable_up_to};
+use crate::handoff::{
+    FetchResult, Problem, Sha256Digest, ShimRequest, path_on_host, shown_location,
+};
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
 const MAX_CONCURRENT: usize = 8;
@@ -93,34 +95,6 @@ pub async fn fetch(
     Ok(results)
 }
 
-/// The absolute path in a `file://` location; `None` for any other location.
-#[must_use]
-pub fn path_on_host(location: &str) -> Option<&str> {
-    let path = location.strip_prefix("file://")?;
-    path.starts_with('/').then_some(path)
-}
-
-/// A URL for messages: without user, password, query and fragment, which may contain keys and signatures.
-fn shown_url(url: &Url) -> String {
-    let mut url = url.clone();
-    // Both calls fail only for URLs without a host, which have neither user nor password.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.into()
-}
-
-/// As [`shown_url`], for a location that may be no valid URL.
-fn shown_location(location: &str) -> String {
-    if let Ok(url) = Url::parse(location) {
-        return shown_url(&url);
-    }
-    let path = location.split(['?', '#']).next().unwrap_or_default();
-    let plain = path.rsplit('@').next().unwrap_or_default();
-    printable_up_to(plain, 200)
-}
-
 /// Fetches one artifact. The download ends at `end` at the latest; verifying and unpacking are bounded by the size of the artifact.
 async fn fetch_one(
     client: &Client,
@@ -146,7 +120,7 @@ async fn fetch_one(
         && let Err(refused) = check_url(&url)
     {
         return Err(Error::LinkLocal {
-            url: shown_url(&url),
+            url: shown_location(url.as_str()),
             message: refused.to_string(),
         });
     }
@@ -158,7 +132,14 @@ async fn fetch_one(
     };
     let result = match downloaded.map_err(too_slow).flatten() {
         Ok((file, digest)) => {
-            check_and_unpack(shim.clone(), shown_url(&url), file, digest, binary.clone()).await
+            check_and_unpack(
+                shim.clone(),
+                shown_location(url.as_str()),
+                file,
+                digest,
+                binary.clone(),
+            )
+            .await
         }
         Err(error) => Err(error),
     };
@@ -275,11 +256,11 @@ async fn download_once(
 ) -> Result<(File, Sha256Digest), Error> {
     let transport = |error: reqwest::Error| match LinkLocal::find(&error) {
         Some(refused) => Error::LinkLocal {
-            url: shown_url(url),
+            url: shown_location(url.as_str()),
             message: refused.to_string(),
         },
         None => Error::Transport {
-            url: shown_url(url),
+            url: shown_location(url.as_str()),
             again: !error.is_redirect() && !error.is_builder(),
             message: innermost(&error.without_url()),
         },
@@ -287,7 +268,7 @@ async fn download_once(
     let mut response = client.get(url.clone()).send().await.map_err(transport)?;
     if !response.status().is_success() {
         return Err(Error::Status {
-            url: shown_url(url),
+            url: shown_location(url.as_str()),
             status: response.status(),
         });
     }
@@ -304,7 +285,7 @@ async fn download_once(
         received += chunk.len() as u64;
         if received > MAX_ARTIFACT {
             return Err(Error::TooLarge {
-                url: shown_url(url),
+                url: shown_location(url.as_str()),
             });
         }
         let (mut file, mut hasher) = written;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::Error;
-use crate::handoff::{Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest};
+use crate::handoff::{Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest, path_on_host};
 use crate::installer::artifact::error::{check_binary, check_digest};
 use crate::installer::artifact::fetch::{self, FetchOptions};
 use crate::installer::artifact::handoff_dir;
@@ -76,7 +76,7 @@ pub(crate) async fn resolve(
     }
     let mut downloads = None;
     let mut directory = options.directory.map(Path::to_owned);
-    let remote = |shim: &ShimRequest| fetch::path_on_host(&shim.location).is_none();
+    let remote = |shim: &ShimRequest| path_on_host(&shim.location).is_none();
     // Nothing is downloaded for a host of an unsupported distribution: the plan refuses such a host.
     if directory.is_none() && facts.distro.unsupported.is_none() && missing.iter().any(remote) {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
@@ -93,7 +93,7 @@ pub(crate) async fn resolve(
     let known = VerifyCache::load(host, target);
     let mut artifacts = Artifacts::new();
     for shim in &missing {
-        let found = match fetch::path_on_host(&shim.location) {
+        let found = match path_on_host(&shim.location) {
             // A binary that is expected on the host was not fetched into the hand-off directory, and its location may be unknown.
             _ if shim.present.is_some() => Err(not_present(facts, shim)),
             Some(path) => {
