@@ -509,6 +509,24 @@ fn a_replaced_program_is_noted_and_one_with_which_containerd_would_not_serve_is_
     });
 }
 
+#[test]
+fn a_containerd_whose_program_was_removed_is_refused_with_that_reason() {
+    let node = Node::new(&programs()[1]);
+    fs::remove_file(node.path("/usr/local/bin/containerd")).unwrap();
+    let (status, report) = node.change(&INSTALL);
+    assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+    let reason = report.reason.unwrap();
+    let (begin, end) = (
+        "the containerd of this host can't be restarted: process ",
+        " runs /usr/local/bin/containerd which was removed, so a restart could not start it",
+    );
+    assert!(
+        reason.starts_with(begin) && reason.ends_with(end),
+        "{reason}"
+    );
+    assert!(node.is_found(&reason), "{reason}");
+}
+
 #[rstest]
 #[case::service_script("/etc/init.d/containerd")]
 #[case::service_settings("/etc/conf.d/containerd")]

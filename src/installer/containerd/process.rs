@@ -376,7 +376,11 @@ fn process(
     })?;
     let running = without_deleted_mark(exe);
     let program = program_path(host, running, name);
-    let opened = host.open_program(&program).map_err(Reason::Program)?;
+    let opened = host.open_program(&program);
+    let opened = opened.map_err(|error| match host.exists(&program) {
+        Ok(false) => Reason::Removed,
+        Ok(true) | Err(_) => Reason::Program(error),
+    })?;
     // Any user can start a set-user-ID program with all UIDs 0 and any process name, in every service that runs processes of users.
     let executed = if running == program {
         None

@@ -11,7 +11,7 @@ use crate::containerd_config::{self, Handler};
 use crate::handoff::{
     EndingPod, EndingPods, HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest,
 };
-use crate::installer::containerd::process::Refusal;
+use crate::installer::containerd::process::{Reason, Refusal};
 use crate::installer::distro;
 use crate::installer::state::{InstallPaths, OwnedHandler, StateAfter};
 
@@ -216,7 +216,7 @@ pub enum Error {
     #[error("{}", .0.message)]
     Distribution(distro::Unsupported),
     /// No containerd runs that could verify a change.
-    #[error("no containerd runs on this host{}", not_counted(refused))]
+    #[error("{}{}", none_counts(refused), not_counted(refused))]
     NoDaemon {
         /// Processes called containerd that do not count.
         refused: Vec<Refusal>,
@@ -356,6 +356,16 @@ fn by_evidence(refused: &[Refusal]) -> Vec<&Refusal> {
     let mut refused: Vec<&Refusal> = refused.iter().collect();
     refused.sort_by_key(|refusal| refusal.is_user_process());
     refused
+}
+
+/// The begin of a message. A process whose program was removed is the containerd of the host.
+fn none_counts(refused: &[Refusal]) -> &'static str {
+    let mut reasons = refused.iter().map(|refusal| &refusal.reason);
+    if reasons.any(|reason| *reason == Reason::Removed) {
+        "the containerd of this host can't be restarted"
+    } else {
+        "no containerd runs on this host"
+    }
 }
 
 /// The end of a message, with the reasons that processes called containerd or kubelet do not count; empty where no such process runs.

@@ -50,6 +50,9 @@ pub enum Reason {
     /// Users other than root can replace the program.
     #[error("and users other than root can replace this program: {0}")]
     Program(#[source] ProgramError),
+    /// The program was removed, so a restart starts nothing.
+    #[error("which was removed, so a restart could not start it")]
+    Removed,
     /// Any user may have started the program.
     #[error(
         "and this program has a set-user-ID or set-group-ID bit or capabilities, so any user can start it"
@@ -84,6 +87,7 @@ impl Reason {
             Self::Mounts { .. } => {
                 Cow::Borrowed("run the process as the main process of a systemd service")
             }
+            Self::Removed => Cow::Borrowed("install the program again at that path"),
             Self::Privileged => Cow::Borrowed("run containerd itself as a system service"),
             Self::OtherProgram { name } => Cow::Owned(format!(
                 "let the script end with `exec`, so that {name} takes its place"
@@ -150,6 +154,7 @@ impl Refusal {
             | Reason::NoDescendant
             | Reason::Mounts { .. }
             | Reason::Program(_)
+            | Reason::Removed
             | Reason::UnitFile(_)
             | Reason::OtherProgram { .. }
             | Reason::OtherFile
