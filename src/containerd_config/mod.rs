@@ -40,7 +40,7 @@ pub use placement::config_target;
 pub use render::is_usable_name;
 pub use schema::{InvalidVersion, PluginId, Version};
 pub use secrets::without_secrets;
-pub use start_needs::{StartNeeds, outside_dependency, start_needs};
+pub use start_needs::{CniSettings, StartNeeds, cni_settings, outside_dependency, start_needs};
 pub use startup_checks::{HostPrerequisite, host_prerequisites, startup_checks};
 pub use template::{handlers_declared_twice, is_template, template_fault, template_handlers};
 pub use toml::Value;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use toml::Value;
 
-use super::document::{Document, entries_at, string_at};
+use super::document::{Document, entries_at, is_true_at, string_at};
 use super::error::Error;
 use super::startup_checks::cri_plugins;
 
@@ -14,6 +14,9 @@ const OUTSIDE_SNAPSHOTTERS: [&str; 5] = ["blockfile", "btrfs", "devmapper", "ero
 
 /// The settings of such a snapshotter that name what it uses. They are empty by default.
 const DEVICE_SETTINGS: [&str; 3] = ["pool_name", "root_path", "scratch_file"];
+
+/// The default directory of NRI plugins (`pkg/nri`).
+const NRI_PLUGINS: &str = "/opt/nri/plugins";
 
 /// The keys that name a file which containerd reads at its start, in whatever section (`cmd/containerd/server`, `internal/cri`,
 /// `plugins/services/tasks`).
@@ -41,6 +44,8 @@ pub struct StartNeeds {
     pub shims: BTreeSet<String>,
     /// The directories with programs of others that containerd executes at its start or later: NRI plugins and image verifiers.
     pub plugin_directories: BTreeSet<String>,
+    /// The directory among them with the NRI plugins that containerd starts; `None` if it starts none.
+    pub nri: Option<String>,
     /// The directories that containerd writes: its root and its state.
     pub data: BTreeSet<String>,
     /// The directory whose `bin` containerd adds to its search path.
@@ -131,11 +136,12 @@ fn outside_plugin(key: &str, value: &Value) -> Option<(&'static str, &'static st
 /// # Errors
 /// When the dump can't be read.
 pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
-    let values = Document::parse_dump(dump)?.values();
+    let document = Document::parse_dump(dump)?;
+    let (values, disabled) = (document.values(), document.strings("disabled_plugins")?);
     let mut needs = StartNeeds {
         optional: "/opt/containerd".to_owned(),
         // The defaults of every release (`pkg/nri`, `plugins/imageverifier`).
-        plugin_directories: ["/opt/nri/plugins", "/opt/containerd/image-verifier/bin"]
+        plugin_directories: [NRI_PLUGINS, "/opt/containerd/image-verifier/bin"]
             .map(str::to_owned)
             .into(),
         ..StartNeeds::default()
@@ -150,7 +156,10 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
     for (id, plugin) in entries_at(&values, &["plugins"]) {
         if id.starts_with("io.containerd.nri.") {
             let directory = path_at(plugin, &["plugin_path"]);
-            needs.plugin_directories.extend(directory);
+            needs.plugin_directories.extend(directory.clone());
+            let is_disabled = is_true_at(plugin, &["disable"]) || disabled.contains(id);
+            let directory = directory.unwrap_or_else(|| NRI_PLUGINS.to_owned());
+            needs.nri = (!is_disabled).then_some(directory);
         }
         if id.starts_with("io.containerd.image-verifier.") {
             needs
@@ -173,6 +182,59 @@ pub fn start_needs(dump: &str) -> Result<StartNeeds, Error> {
         }
     }
     Ok(needs)
+}
+
+/// The settings of the CNI that decide about the network of a node's pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CniSettings {
+    /// The directory of the network configuration.
+    pub conf_dir: String,
+    /// The directories of the CNI plugins.
+    pub bin_dirs: Vec<String>,
+    /// The file from which containerd writes the network configuration; empty for none.
+    pub conf_template: String,
+}
+
+impl CniSettings {
+    /// The settings; a `bin_dir` that is not empty replaces the `bin_dirs` of containerd 2.1 (`internal/cri/config`).
+    #[must_use]
+    pub fn new(conf_dir: &str, bin_dir: &str, bin_dirs: Vec<String>, conf_template: &str) -> Self {
+        Self {
+            conf_dir: conf_dir.to_owned(),
+            bin_dirs: if bin_dir.is_empty() {
+                bin_dirs
+            } else {
+                vec![bin_dir.to_owned()]
+            },
+            conf_template: conf_template.to_owned(),
+        }
+    }
+}
+
+/// The settings of the CNI in a dump; `None` if it has none.
+///
+/// ```
+/// use farrier::containerd_config::cni_settings;
+///
+/// let dump = "[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/opt/cni/bin']\nconf_dir = '/etc/cni/net.d'\n";
+/// let settings = cni_settings(dump).unwrap();
+/// assert_eq!(settings.conf_dir, "/etc/cni/net.d");
+/// assert_eq!(settings.bin_dirs, ["/opt/cni/bin"]);
+/// assert_eq!(cni_settings("version = 3\n"), None);
+/// ```
+#[must_use]
+pub fn cni_settings(dump: &str) -> Option<CniSettings> {
+    let values = Document::parse_dump(dump).ok()?.values();
+    let cni = cri_plugins(&values).find_map(|(_, plugin)| plugin.get("cni"))?;
+    let text = |key: &str| string_at(cni, &[key]).unwrap_or_default();
+    let bin_dirs = cni.get("bin_dirs").and_then(Value::as_array);
+    let bin_dirs = bin_dirs.into_iter().flatten().filter_map(Value::as_str);
+    Some(CniSettings::new(
+        text("conf_dir"),
+        text("bin_dir"),
+        bin_dirs.map(str::to_owned).collect(),
+        text("conf_template"),
+    ))
 }
 
 /// Adds the absolute paths in `value`, whose key is `key`. The elements of an array have the key of the array.
@@ -330,5 +392,39 @@ mod tests {
         for directory in ["/opt/nri/plugins", "/etc/nri/plugins", "/etc/verifiers"] {
             assert!(needs.plugin_directories.contains(directory), "{directory}");
         }
+    }
+
+    #[rstest]
+    #[case::on("disable = false\nplugin_path = '/srv/nri'", Some("/srv/nri"))]
+    #[case::on_by_default_at_the_default_path("plugin_path = ''", Some("/opt/nri/plugins"))]
+    #[case::off("disable = true\nplugin_path = '/srv/nri'", None)]
+    fn the_directory_of_nri_plugins_counts_where_nri_is_on(
+        #[case] lines: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let table = format!("[plugins.'io.containerd.nri.v1.nri']\n{lines}\n");
+        let nri = |dump: &str| start_needs(dump).unwrap().nri;
+        assert_eq!(nri(&table).as_deref(), expected);
+        let disabled = format!("disabled_plugins = ['io.containerd.nri.v1.nri']\n{table}");
+        assert_eq!(nri(&disabled), None);
+        // containerd 1.6 has no such plugin.
+        assert_eq!(nri("version = 2\n"), None);
+    }
+
+    #[rstest]
+    #[case::of_1_7("io.containerd.grpc.v1.cri", "bin_dir = '/own'", &["/own"])]
+    #[case::of_2_4("io.containerd.cri.v1.runtime", "bin_dirs = ['/a', '/b']", &["/a", "/b"])]
+    #[case::the_old_key_beside_the_default_of_2_1("io.containerd.cri.v1.runtime", "bin_dir = '/own'\nbin_dirs = ['/opt/cni/bin']", &["/own"])]
+    #[case::the_new_key_of_2_1("io.containerd.cri.v1.runtime", "bin_dir = ''\nbin_dirs = ['/a']", &["/a"])]
+    fn the_directories_of_cni_plugins_are_those_that_containerd_uses(
+        #[case] plugin: &str,
+        #[case] lines: &str,
+        #[case] expected: &[&str],
+    ) {
+        let images = "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'overlayfs'\n";
+        let dump = format!("{images}[plugins.'{plugin}'.cni]\nconf_dir = '/c'\n{lines}\n");
+        let settings = cni_settings(&dump).unwrap();
+        assert_eq!(settings.conf_dir, "/c");
+        assert_eq!(settings.bin_dirs, expected);
     }
 }

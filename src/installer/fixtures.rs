@@ -6,7 +6,7 @@ use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
 use crate::handoff::{
     EndingPod, OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
 };
-use crate::installer::containerd::cri::{DataDirectories, Served};
+use crate::installer::containerd::cri::{DataDirectories, Network, Served};
 use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
@@ -84,6 +84,8 @@ pub fn host() -> HostFactsBuilder {
         unstartable: None,
         served: Ok(served(&[])),
         data_directories: DataDirectories::default(),
+        network: Network::default(),
+        other_socket: None,
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
         orphans: Ok(Vec::new()),

@@ -1,6 +1,7 @@
 //! Changes that others made after containerd was started. A restart would put them into effect.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use farrier::handoff::Outcome;
@@ -396,6 +397,33 @@ fn an_edit_that_conflicts_with_the_node_is_never_put_into_effect() {
     });
 }
 
+/// A restart would fail, and no file that containerd reads was changed.
+#[test]
+fn a_containerd_that_does_not_start_in_a_rehearsal_is_not_restarted_although_no_file_is_changed() {
+    on_these(&[programs()[1].clone(), programs()[2].clone()], |release| {
+        let node = Node::stopped(release, &[]);
+        let lines = "[debug]\naddress = \"/run/own/d.sock\"\n";
+        node.write(CONFIG_PATH, with(CONFIG, lines).as_bytes(), 0o644);
+        node.start();
+        node.assert_healthy();
+        fs::remove_dir_all(node.path("/run/own")).unwrap();
+        node.write("/run/own", b"", 0o644);
+        let before = (node.tree(), process(&node));
+        for arguments in [&INSTALL[..], &[INSTALL[0], INSTALL[1], "--dry-run"]] {
+            let (status, report) = node.change(arguments);
+            assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+            let reason = report.reason.unwrap();
+            assert!(reason.contains("/run/own is no directory"), "{reason}");
+            assert!(report.remedy.unwrap().contains(ACCEPT));
+            assert!(node.is_found(&reason), "{reason}");
+        }
+        assert_eq!((node.tree(), process(&node)), before);
+        fs::remove_file(node.path("/run/own")).unwrap();
+        node.assert_healthy();
+        assert_eq!(node.change(&INSTALL).0, 0);
+    });
+}
+
 #[test]
 fn a_removed_root_file_is_noted_and_one_that_farrier_wrote_is_not_put_into_effect() {
     on_each(|release| {
@@ -506,6 +534,107 @@ fn a_replaced_program_is_noted_and_one_with_which_containerd_would_not_serve_is_
         .unwrap();
         node.write(program, BROKEN_PROGRAM, 0o755);
         is_refused(&node, &INSTALL, program, "a broken program");
+    });
+}
+
+/// Without systemd, the command line alone tells what a restart starts.
+#[test]
+fn a_symlink_that_leads_to_another_program_is_noted_or_refused() {
+    let node = Node::stopped(&programs()[2], &[]);
+    let program = "/usr/local/bin/containerd";
+    let (old, new, broken) = (
+        "/opt/c1/containerd",
+        "/opt/c2/containerd",
+        "/opt/c3/containerd",
+    );
+    for path in [old, new] {
+        node.copy(&node.path(program), path);
+    }
+    node.write(broken, b"#!/bin/sh\nexit 1\n", 0o755);
+    let point_to = |target: &str| {
+        fs::remove_file(node.path(program)).unwrap();
+        symlink(target, node.path(program)).unwrap();
+    };
+    point_to(old);
+    node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+    node.start();
+    assert_eq!(node.change(&INSTALL).0, 0);
+    assert_eq!(node.change(&UNINSTALL).0, 0);
+    point_to(new);
+    goes_on_with_a_note(&node, program, "another release");
+    point_to(broken);
+    is_refused(&node, &INSTALL, program, "a program that does not start");
+    point_to("/opt/gone");
+    is_refused(&node, &INSTALL, program, "no program");
+}
+
+/// A rehearsal leaves the directory of the plugins empty.
+#[test]
+fn an_nri_plugin_of_others_is_not_started_and_a_file_that_is_none_refuses_a_restart() {
+    let directory = "/opt/nri/plugins";
+    let node = Node::new(&programs()[2]);
+    let before = process(&node);
+    node.write(&format!("{directory}/myplugin"), &shim(1, Run::Ends), 0o755);
+    let accepting = [&INSTALL[..], &[ACCEPT]].concat();
+    for arguments in [&INSTALL[..], &accepting] {
+        let (status, report) = node.change(arguments);
+        assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+        let reason = report.reason.unwrap();
+        assert!(reason.contains("/opt/nri/plugins/myplugin is"), "{reason}");
+        assert!(report.remedy.unwrap().starts_with("rename the file"));
+        assert!(node.is_found(&reason), "{reason}");
+    }
+    fs::remove_file(node.path(&format!("{directory}/myplugin"))).unwrap();
+    let plugin = format!("{directory}/10-plugin");
+    node.write(&plugin, &shim(1, Run::Ends), 0o755);
+    is_refused(&node, &INSTALL, &plugin, "a plugin");
+    assert_eq!(process(&node), before);
+    // containerd 1.7 starts none by default.
+    let node = Node::new(&programs()[1]);
+    node.write(&format!("{directory}/myplugin"), &shim(1, Run::Ends), 0o755);
+    assert_eq!(node.change(&INSTALL).0, 0);
+}
+
+/// The CNI configuration of a loopback network.
+const NETWORK: &[u8] =
+    b"{\"cniVersion\":\"0.4.0\",\"name\":\"x\",\"plugins\":[{\"type\":\"loopback\"}]}";
+
+#[test]
+fn another_directory_of_the_cni_is_put_into_effect_only_if_it_is_accepted() {
+    let programs = programs();
+    on_these(&[programs[1].clone(), programs[2].clone()], |release| {
+        let node = Node::stopped(release, &[]);
+        for directory in ["net.d", "other"] {
+            node.write(&format!("/etc/cni/{directory}/10.conflist"), NETWORK, 0o644);
+        }
+        node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+        node.start();
+        node.assert_healthy();
+        let cni = "[plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = \"/etc/cni/other\"\n";
+        node.write(CONFIG_PATH, with(CONFIG, cni).as_bytes(), 0o644);
+        is_refused(&node, &INSTALL, CONFIG_PATH, "the CNI");
+        assert!(node.is_found("conf_dir is now /etc/cni/other"));
+        let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
+        assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+        node.assert_healthy();
+    });
+}
+
+#[test]
+fn another_socket_of_the_cri_is_never_put_into_effect() {
+    on_each(|release| {
+        let node = Node::new(release);
+        assert_eq!(node.change(&INSTALL).0, 0);
+        let lines = "[grpc]\naddress = \"/run/other.sock\"\n";
+        let ours = node.config();
+        node.write(CONFIG_PATH, with(&ours, lines).as_bytes(), 0o644);
+        for arguments in [&UNINSTALL[..], &[UNINSTALL[0], UNINSTALL[1], ACCEPT]] {
+            is_refused(&node, arguments, CONFIG_PATH, "a socket");
+        }
+        assert!(node.is_found("address is now /run/other.sock, and the running containerd uses /run/containerd/containerd.sock"));
+        assert!(!node.is_found("does not serve"));
+        node.write(CONFIG_PATH, ours.as_bytes(), 0o644);
+        assert_eq!(node.change(&UNINSTALL).0, 0);
     });
 }
 

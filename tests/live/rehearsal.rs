@@ -702,7 +702,10 @@ fn neither_plugins_of_nri_nor_verifiers_of_images_can_run_in_a_rehearsal() {
         node.write(&format!("{directory}/10-a"), &shim(2, Run::Ends), 0o755);
     }
     node.write("/etc/nri/nri.conf", b"# ours", 0o644);
-    let second = Second::of(&node, node.command(&DRY_RUN));
+    let second = Second::of(
+        &node,
+        node.command(&[&DRY_RUN[..], &["--accept-pending-changes"]].concat()),
+    );
     let root = second.proc("root");
     assert_eq!(fs::read(root.join("etc/nri/nri.conf")).unwrap(), b"# ours");
     for directory in PLUGINS {

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::containerd_config::Value;
+use crate::containerd_config::{CniSettings, Value};
 use crate::handoff::printable;
 use crate::installer::host::HostRoot;
 
@@ -104,10 +104,32 @@ pub struct DataDirectories {
     pub state: Option<String>,
 }
 
+/// The network of the pods of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The condition `NetworkReady`.
+    pub ready: bool,
+    /// The settings that the running containerd uses; `None` where it does not tell.
+    pub cni: Option<CniSettings>,
+}
+
+/// What the CRI tells about the running containerd.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Status {
+    /// The handlers.
+    pub served: Served,
+    /// The directories of its data.
+    pub directories: DataDirectories,
+    /// The network of the pods.
+    pub network: Network,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Config {
     containerd: Containerd,
+    #[serde(default)]
+    cni: Option<Cni>,
     // The directories of the CRI's plugin, which are below those of containerd (`pkg/cri/cri.go` and `plugins/cri/cri.go`).
     #[serde(default)]
     root_dir: String,
@@ -126,6 +148,24 @@ impl Config {
             root: above(&self.root_dir),
             state: above(&self.state_dir),
         }
+    }
+}
+
+/// Each release has a part of these keys.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Cni {
+    conf_dir: String,
+    bin_dir: String,
+    // Go writes a nil slice as null.
+    bin_dirs: Option<Vec<String>>,
+    conf_template: String,
+}
+
+impl Cni {
+    fn settings(self) -> CniSettings {
+        let bin_dirs = self.bin_dirs.unwrap_or_default();
+        CniSettings::new(&self.conf_dir, &self.bin_dir, bin_dirs, &self.conf_template)
     }
 }
 
@@ -176,27 +216,31 @@ impl Runtime {
 /// # Errors
 /// When containerd does not answer, has no CRI, or its status can't be parsed.
 pub async fn served(host: &HostRoot, socket: &str) -> Result<Served, Error> {
-    Ok(status(host, socket).await?.0)
+    Ok(status(host, socket).await?.served)
 }
 
-/// As [`served`], with the directories that containerd uses.
+/// As [`served`], with the directories and the network that containerd uses.
 ///
 /// # Errors
 /// As for [`served`].
-pub async fn status(host: &HostRoot, socket: &str) -> Result<(Served, DataDirectories), Error> {
+pub async fn status(host: &HostRoot, socket: &str) -> Result<Status, Error> {
     let mut client = connect(host, socket).await?;
     let status = await_response(socket, client.status(StatusRequest { verbose: true })).await?;
-    let ready = status
-        .status
-        .iter()
-        .flat_map(|status| &status.conditions)
-        .any(|condition| condition.r#type == "RuntimeReady" && condition.status);
+    let conditions = status.status.iter().flat_map(|status| &status.conditions);
+    let true_conditions: Vec<&str> = conditions
+        .filter(|condition| condition.status)
+        .map(|condition| condition.r#type.as_str())
+        .collect();
     // On 1.x this text holds registry passwords: it is never logged.
     let config = status.info.get("config").map_or("", String::as_str);
     let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
         message: fault(&error).to_owned(),
     })?;
     let directories = config.directories();
+    let network = Network {
+        ready: true_conditions.contains(&"NetworkReady"),
+        cni: config.cni.map(Cni::settings),
+    };
     let runtimes = config.containerd.runtimes.unwrap_or_default();
     let options = runtimes
         .iter()
@@ -204,7 +248,7 @@ pub async fn status(host: &HostRoot, socket: &str) -> Result<(Served, DataDirect
         .filter(|(_, options)| !options.is_empty())
         .collect();
     let served = Served {
-        ready,
+        ready: true_conditions.contains(&"RuntimeReady"),
         default: config.containerd.default_runtime_name,
         handlers: runtimes
             .into_iter()
@@ -212,7 +256,11 @@ pub async fn status(host: &HostRoot, socket: &str) -> Result<(Served, DataDirect
             .collect(),
         options,
     };
-    Ok((served, directories))
+    Ok(Status {
+        served,
+        directories,
+        network,
+    })
 }
 
 /// A pod sandbox that is ready or has a container that has not ended.
@@ -387,6 +435,26 @@ mod tests {
         assert_eq!(directories("", plugin), (None, None));
         let absent: Config = serde_json::from_str("{\"containerd\": {}}").unwrap();
         assert_eq!(absent.directories(), DataDirectories::default());
+    }
+
+    #[test]
+    fn the_settings_of_the_cni_are_read_in_the_words_of_each_release() {
+        let settings = |cni: serde_json::Value| {
+            let config = serde_json::json!({"containerd": {}, "cni": cni});
+            let config: Config = serde_json::from_value(config).unwrap();
+            config.cni.map(Cni::settings)
+        };
+        let expected = |bin_dir: &str| {
+            let bin_dirs = vec![bin_dir.to_owned()];
+            Some(CniSettings::new("/c", "", bin_dirs, "/t"))
+        };
+        let of_1 = serde_json::json!({"binDir": "/b", "confDir": "/c", "confTemplate": "/t"});
+        assert_eq!(settings(of_1), expected("/b"));
+        let of_2 = serde_json::json!({"binDir": "", "binDirs": ["/b"], "confDir": "/c", "confTemplate": "/t"});
+        assert_eq!(settings(of_2), expected("/b"));
+        let absent = serde_json::json!({"binDirs": null});
+        assert_eq!(settings(absent), Some(CniSettings::default()));
+        assert_eq!(settings(serde_json::Value::Null), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use self::built_root::BuiltRoot;
 use self::cause::cause_in_log;
 pub use self::child::{CHILD_ARGUMENT, child_main};
 use self::child::{NAMESPACES, Observation, Observed, START_LIMIT};
+pub(crate) use self::listening::unix_sockets_of;
 use super::command_line::paths;
 use super::cri::Served;
 use super::daemon::Daemon;
@@ -67,8 +68,10 @@ const OF_SYSTEMD: [&str; 10] = [
 /// The containerd to start, and the configuration that it gets.
 #[derive(Debug, Clone, Copy)]
 pub struct Rehearsed<'a> {
-    /// The running containerd, whose program, command line and environment are used.
+    /// The running containerd, whose command line and environment are used.
     pub daemon: &'a Daemon,
+    /// The path of the program that a restart starts.
+    pub program: &'a str,
     /// The path of its CRI socket.
     pub socket: &'a str,
     /// The configuration files as containerd should load them. A file without a text is absent.
@@ -157,7 +160,12 @@ fn judge(observation: Observation, files: &ConfigFiles) -> Rehearsal {
 
 /// The contents of the root for this start.
 async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoot, String> {
-    let Rehearsed { daemon, files, .. } = rehearsed;
+    let Rehearsed {
+        daemon,
+        program,
+        files,
+        ..
+    } = rehearsed;
     let (pid, _) = daemon.process;
     let arguments = host
         .read_text(&format!("/proc/{pid}/cmdline"), MAX_ENVIRONMENT)
@@ -172,8 +180,8 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
     let environment = environment(host, pid);
     let directory = working_directory(host, pid);
     let needs = start_needs(rehearsed.dump).map_err(|error| error.to_string())?;
-    let programs = shims(host, &needs, daemon, &environment);
-    let all = std::iter::once(&daemon.program).chain(&programs);
+    let programs = shims(host, &needs, program, &environment);
+    let all = std::iter::once(*program).chain(programs.iter().map(String::as_str));
     let libraries = join_all(all.map(|program| loader::libraries(host, program))).await;
     let libraries: BTreeSet<String> = libraries.into_iter().flatten().collect();
     let files = files
@@ -186,7 +194,7 @@ async fn contents(host: &HostRoot, rehearsed: &Rehearsed<'_>) -> Result<BuiltRoo
     let copied = std::iter::once("/etc").chain(copied.map(String::as_str));
     Ok(BuiltRoot {
         host: root,
-        program: daemon.program.clone(),
+        program: (*program).to_owned(),
         directories: directories(&needs, &arguments, directory.as_ref(), rehearsed.socket),
         arguments,
         directory: directory.unwrap_or_else(|| "/".to_owned()),
@@ -234,11 +242,11 @@ fn environment(host: &HostRoot, pid: u32) -> BTreeMap<String, String> {
     environment
 }
 
-/// The paths of the shims: containerd looks for a name in its search path, and beside its own program.
+/// The paths of the shims: containerd looks for a name in its search path, and beside its own `program`.
 fn shims(
     host: &HostRoot,
     needs: &StartNeeds,
-    daemon: &Daemon,
+    program: &str,
     environment: &BTreeMap<String, String>,
 ) -> Vec<String> {
     let searched = environment.get(PATH.0).map(String::as_str);
@@ -247,7 +255,7 @@ fn shims(
         .unwrap_or_default()
         .split(':')
         .filter(|directory| directory.starts_with('/'))
-        .chain([optional.as_str(), parent_directory(&daemon.program)])
+        .chain([optional.as_str(), parent_directory(program)])
         .collect();
     let paths = needs.shims.iter().flat_map(|shim| {
         if shim.starts_with('/') {
@@ -326,6 +334,7 @@ mod tests {
         let dump = "[proxy_plugins.soci]\ntype = 'snapshot'\naddress = '/run/soci.sock'\n";
         let rehearsed = Rehearsed {
             daemon: &daemon,
+            program: &daemon.program,
             socket: "/run/containerd/containerd.sock",
             files: &files(dump),
             dump,
@@ -348,6 +357,7 @@ mod tests {
             let daemon = daemon();
             let rehearsed = Rehearsed {
                 daemon: &daemon,
+                program: &daemon.program,
                 socket: "/run/containerd/containerd.sock",
                 files: &files(""),
                 dump: "",
@@ -400,7 +410,6 @@ mod tests {
             std::fs::write(path, "").unwrap();
         }
         let host = HostRoot::open(directory.path()).unwrap();
-        let daemon = daemon();
         let needs = StartNeeds {
             shims: ["s", "/srv/t", "/srv/gone"].map(str::to_owned).into(),
             optional: "/opt/containerd".to_owned(),
@@ -408,7 +417,7 @@ mod tests {
         };
         let environment = BTreeMap::from([("PATH".to_owned(), "/own:relative:".to_owned())]);
         assert_eq!(
-            shims(&host, &needs, &daemon, &environment),
+            shims(&host, &needs, "/usr/bin/containerd", &environment),
             ["/srv/t", "/own/s", "/opt/containerd/bin/s", "/usr/bin/s"]
         );
     }

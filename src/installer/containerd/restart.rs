@@ -35,6 +35,16 @@ pub enum Error {
     /// The new process has ended. The field is the result of the last check.
     #[error("containerd ended after its restart: {0}")]
     Ended(String),
+    /// The network of the pods was ready before the restart.
+    #[error(
+        "the network of pods is not ready {limit:?} after the restart of containerd: {message}"
+    )]
+    NoNetwork {
+        /// The time since containerd serves.
+        limit: Duration,
+        /// Result of the last check.
+        message: String,
+    },
     /// containerd serves other handlers than expected.
     #[error("containerd restarted, but {0}")]
     NotVerified(String),
@@ -50,6 +60,9 @@ impl Error {
             Self::TooLong { .. } | Self::Ended(_) => {
                 Cow::Borrowed("read the log of containerd on the node")
             }
+            Self::NoNetwork { .. } => Cow::Borrowed(
+                "check the CNI configuration of the node and the settings of the CNI in containerd's configuration",
+            ),
             Self::NotVerified(_) => return None,
         })
     }
@@ -76,6 +89,30 @@ pub async fn restart(
         *count += 1;
     }
     served
+}
+
+/// Waits until the network of the pods is ready, as it was before a restart. containerd reads the CNI's configuration before it serves, so
+/// this takes a moment only where another program writes that configuration anew.
+///
+/// # Errors
+/// When the network is not ready within `limit`.
+pub(crate) async fn await_network(
+    host: &HostRoot,
+    socket: &str,
+    limit: Duration,
+) -> Result<(), Error> {
+    let since = Instant::now();
+    loop {
+        let message = match cri::status(host, socket).await {
+            Ok(status) if status.network.ready => return Ok(()),
+            Ok(_) => "its condition NetworkReady is false".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if since.elapsed() >= limit {
+            return Err(Error::NoNetwork { limit, message });
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
 }
 
 /// A new process that serves.

@@ -19,10 +19,11 @@ use crate::containerd_config::{
 };
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
-use crate::installer::containerd::cri::{self, DataDirectories, Served};
+use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, Status};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
+use crate::installer::containerd::kubelet::is_same_socket;
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
-use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
+use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse, unix_sockets_of};
 use crate::installer::containerd::service::{self, RestartEffect, Service, ServiceStatus};
 use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
@@ -42,7 +43,7 @@ use os::{
     symlinked_directory_problem, version_command,
 };
 use pending::{Subject, record_loaded};
-use prerequisites::{missing_for_unit, missing_prerequisite, read_only_data};
+use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
 use restart_inputs::RestartInputs;
 use verify_cache::VerifyCache;
 
@@ -86,13 +87,17 @@ pub struct HostFacts {
     pub untried: Option<Problem>,
     /// A file or feature that the configuration needs and that the host lacks, as a message for an operator.
     pub missing_prerequisite: Option<String>,
-    /// Why containerd would not start again whatever its configuration is, as a message for an operator: because of its unit, or of the file
-    /// system of its data.
-    pub unstartable: Option<String>,
+    /// Why containerd would not start again, whatever a rehearsal says: because of its unit, of the file system of its data, or of a file that
+    /// it takes for an NRI plugin.
+    pub unstartable: Option<Problem>,
     /// The runtimes that containerd serves, or why they are unknown.
     pub served: Result<Served, Problem>,
     /// The directories that the running containerd uses.
     pub data_directories: DataDirectories,
+    /// The network of the pods as the running containerd uses it.
+    pub network: Network,
+    /// The CRI socket of the running containerd, where its command line names none and its present configuration another one.
+    pub other_socket: Option<String>,
     /// The pods of each handler, a name per sandbox.
     pub in_use: BTreeMap<String, Vec<String>>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
@@ -187,6 +192,13 @@ impl HostFacts {
         }
     }
 
+    /// Starts a second containerd on the present files, as a change would do before a restart.
+    pub(crate) async fn rehearse_present(&mut self, host: &HostRoot) {
+        if self.containerd.daemon().is_some() && self.distro.unsupported.is_none() {
+            self.restart_inputs.rehearsal = self.rehearse(host, &self.config_files).await;
+        }
+    }
+
     /// Records the configuration that the running containerd has loaded, before a change.
     ///
     /// # Errors
@@ -210,9 +222,17 @@ impl HostFacts {
         }
     }
 
-    /// The path of the CRI socket on the host. The arguments of the running containerd take precedence over its configuration.
+    /// The path of the CRI socket on the host. The arguments of the running containerd take precedence over its configuration, and so does
+    /// the socket at which it listens.
     #[must_use]
     pub fn socket(&self) -> String {
+        let other = self.other_socket.clone();
+        other.unwrap_or_else(|| self.next_socket())
+    }
+
+    /// The path of the CRI socket after a restart.
+    #[must_use]
+    pub fn next_socket(&self) -> String {
         let daemon = self.containerd.daemon();
         let given = daemon.and_then(|daemon| daemon.address().map(str::to_owned));
         let configured = || address_of_dump(self.dump.as_deref().ok()?);
@@ -228,9 +248,11 @@ impl HostFacts {
         };
         match &self.dump {
             Ok(dump) => {
-                let socket = &self.socket();
+                let socket = &self.next_socket();
+                let replaced = self.restart_inputs.replaced_program();
                 let rehearsed = Rehearsed {
                     daemon,
+                    program: replaced.unwrap_or(&daemon.program),
                     socket,
                     files,
                     dump,
@@ -315,6 +337,8 @@ pub async fn gather(
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
         data_directories: DataDirectories::default(),
+        network: Network::default(),
+        other_socket: None,
         in_use: BTreeMap::new(),
         ending_pods: Ok(Vec::new()),
         orphans: Ok(Vec::new()),
@@ -459,6 +483,25 @@ fn dump_arguments(path: &str) -> [&str; 4] {
     ["-c", path, "config", "dump"]
 }
 
+/// The CRI socket of the running containerd, if it does not listen at the one that its present configuration names. Beside the CRI's socket,
+/// containerd listens at the same path with `.ttrpc` at the end (`services/server/config`).
+fn other_socket(host: &HostRoot, facts: &HostFacts) -> Option<String> {
+    let daemon = facts.containerd.daemon()?;
+    if daemon.address().is_some() {
+        return None;
+    }
+    let sockets = unix_sockets_of(host, daemon.process.0);
+    let listens_at = |path: &str| sockets.iter().any(|own| is_same_socket(own, path));
+    if listens_at(&facts.next_socket()) {
+        return None;
+    }
+    let mut with_ttrpc = sockets.iter();
+    let with_ttrpc = with_ttrpc.find(|path| listens_at(&format!("{path}.ttrpc")));
+    let usual = facts.distro.socket;
+    let usual = || listens_at(usual).then(|| usual.to_owned());
+    with_ttrpc.cloned().or_else(usual)
+}
+
 /// Asks containerd. `status` is the answer of the service manager.
 async fn query_services(
     host: &HostRoot,
@@ -466,11 +509,17 @@ async fn query_services(
     service: &Service,
     status: Result<ServiceStatus, service::Error>,
 ) {
+    facts.other_socket = other_socket(host, facts);
     let socket = facts.socket();
     facts.served = match cri::status(host, &socket).await {
-        Ok((served, directories)) => match cri::sandboxes(host, &socket).await {
+        Ok(Status {
+            served,
+            directories,
+            network,
+        }) => match cri::sandboxes(host, &socket).await {
             Ok(sandboxes) => {
                 facts.data_directories = directories;
+                facts.network = network;
                 facts.in_use = cri::pods_by_handler(&sandboxes, &served.default);
                 let ending = ending_pods(host, &socket, &sandboxes, &served, facts.version).await;
                 facts.ending_pods = ending.map_err(|error| Problem::new(&error, error.help()));
@@ -487,8 +536,12 @@ async fn query_services(
     facts.unreachable = unreachable.map(|error| Problem::new(&error, error.help()));
     let definition = systemd_unit::service(host, &service.unit);
     let of_unit = || missing_for_unit(host, &service.unit, &definition);
-    facts.unstartable = read_only_data(host, &facts.data_directories)
+    let of_host = read_only_data(host, &facts.data_directories)
         .or_else(|| of_unit().filter(|_| service.is_of_systemd(host)));
+    let dump = facts.dump.as_deref().ok();
+    facts.unstartable = of_host
+        .map(|message| Problem::new(message, None))
+        .or_else(|| misnamed_nri_plugin(host, dump?));
     if let Some(subject) = subject(host, facts, service, &socket) {
         facts.restart_inputs.inputs = subject.inputs(&definition, status.as_ref().ok());
     }

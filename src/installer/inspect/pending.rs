@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
+use super::prerequisites::is_nri_plugin;
 use super::restart_inputs::{Change, Contents, Input, InputKind, StartTime};
 use crate::containerd_config::{ConfigFiles, SourceFile, start_needs};
 use crate::handoff::{Sha256Digest, to_json};
@@ -31,6 +32,9 @@ const LOADED_LIMIT: u64 = 1 << 18;
 
 /// Files in a directory of the distribution's own configuration, at most. Such a directory has a handful.
 const MAX_FILES: usize = 256;
+
+/// Size limit in bytes of the command line of containerd, as for other processes.
+const COMMAND_LINE: u64 = 1 << 18;
 
 /// Time between the fork of a service and the time that systemd notes for it, at most, where the clock was not set since.
 const FORK: Duration = Duration::from_millis(100);
@@ -86,7 +90,8 @@ impl Subject<'_> {
         inputs.extend(self.named(starts.containerd));
         inputs.extend(self.absent_root(starts.containerd, loaded.as_ref()));
         inputs.extend(self.import_directories(starts.containerd, loaded.as_ref(), &inputs));
-        inputs.extend(self.programs(main));
+        inputs.extend(self.programs(main, starts.containerd));
+        inputs.extend(self.nri_plugins(starts.containerd));
         inputs.extend(self.unit(starts.service, service, status));
         inputs.extend(self.program_of_unit(main, starts.service, service));
         inputs.extend(self.distribution(starts.service, service));
@@ -333,9 +338,13 @@ impl Subject<'_> {
     }
 
     /// The program of containerd, and that of the distribution if a restart starts it, too. Only replaced programs are inputs.
-    fn programs(&self, main: u32) -> Vec<Input> {
+    fn programs(&self, main: u32, start: StartTime) -> Vec<Input> {
         let (pid, _) = self.daemon.process;
         let mut programs = vec![(pid, self.daemon.program.clone())];
+        if let Some(program) = self.named_program(start) {
+            // A restart starts the file that it leads to now, in place of the running one.
+            programs[0].1 = program;
+        }
         if main != pid && self.is_rendered() {
             let exe = self.host.symlink_target(&format!("/proc/{main}/exe"));
             let exe = exe.ok().flatten();
@@ -345,10 +354,8 @@ impl Subject<'_> {
             programs.extend(exe.filter(is_own).map(|exe| (main, exe)));
         }
         let is_replaced = |(pid, path): &(u32, String)| {
-            let program = self.host.open_program(path).ok();
-            let installed = program.and_then(|program| program.identity().ok());
             let running = self.host.identity_of_program(*pid);
-            running.is_some() && running != installed
+            running.is_some() && running != self.identity_at(path)
         };
         let replaced = programs.into_iter().filter(is_replaced);
         replaced
@@ -359,6 +366,44 @@ impl Subject<'_> {
                 contents: Contents::Foreign,
             })
             .collect()
+    }
+
+    /// The NRI plugins that containerd starts, and their directory. No rehearsal starts them.
+    fn nri_plugins(&self, start: StartTime) -> Vec<Input> {
+        let needs = self.dump.and_then(|dump| start_needs(dump).ok());
+        let Some(directory) = needs.and_then(|needs| needs.nri) else {
+            return Vec::new();
+        };
+        let names = self.host.list(&directory).unwrap_or_default();
+        let paths = names.into_iter().map(|name| format!("{directory}/{name}"));
+        let plugins = paths.filter(|path| is_nri_plugin(self.host, path));
+        let plugins = plugins
+            .take(MAX_FILES)
+            .filter_map(|path| self.at(InputKind::NriPlugin, &path, start));
+        let directory = self.at(InputKind::NriPlugins, &directory, start);
+        plugins.chain(directory).collect()
+    }
+
+    /// The identity of the program at `path`; `None` if it is absent, or others than root can replace it.
+    fn identity_at(&self, path: &str) -> Option<(u64, u64)> {
+        self.host.open_program(path).ok()?.identity().ok()
+    }
+
+    /// The path by which the program of containerd was started, if that path was changed after the start: a symlink that leads to another
+    /// release, say. A path that has always led to another program is that of a wrapper.
+    fn named_program(&self, start: StartTime) -> Option<String> {
+        let (pid, _) = self.daemon.process;
+        let command_line = self
+            .host
+            .read(&format!("/proc/{pid}/cmdline"), COMMAND_LINE);
+        let command_line = command_line.ok()??;
+        let name = command_line.split(|byte| *byte == 0).next()?;
+        let name = std::str::from_utf8(name).ok()?;
+        let is_own = name.starts_with('/') && file_name(name).contains("containerd");
+        let times = is_own.then(|| self.host.times(name).ok())??;
+        // The process was started by that path, so it existed.
+        let is_changed = times.is_none_or(|times| start.may_be_before(times.latest));
+        is_changed.then(|| name.to_owned())
     }
 
     /// The program that the unit starts, where the process runs another one: k3s unpacks its program, a symlink leads to another release,
@@ -373,16 +418,15 @@ impl Subject<'_> {
             let mut names = self.distro.programs.iter().map(|path| file_name(path));
             name.contains("containerd") || names.any(|own| own == name)
         };
-        let identity = |path: &str| self.host.open_program(path).ok()?.identity().ok();
         let runs = |pid: u32| {
             let exe = self.host.symlink_target(&format!("/proc/{pid}/exe"));
             let exe = exe.ok().flatten().unwrap_or_default();
             let running = [
                 self.host.identity_of_program(pid),
                 // Another program at the same path: `programs` has it.
-                identity(without_deleted_mark(&exe)),
+                self.identity_at(without_deleted_mark(&exe)),
             ];
-            running.contains(&identity(program))
+            running.contains(&self.identity_at(program))
         };
         if !is_own(file_name(program)) || runs(main) || runs(self.daemon.process.0) {
             return None;
@@ -481,7 +525,7 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
     let digest = |input: &Input| match input.kind {
         _ if snippets.as_ref() == Some(&input.path) => Some(subject.listing(&input.path)),
         InputKind::ImportDirectory => Some(subject.listing(&input.path)),
-        InputKind::AbsentConfig => None,
+        InputKind::AbsentConfig | InputKind::NriPlugin | InputKind::NriPlugins => None,
         InputKind::Config | InputKind::Program | InputKind::Unit | InputKind::Distribution => {
             let text = texts.get(input.path.as_str())?;
             Some(Sha256Digest::of(text.as_bytes()))

@@ -1,7 +1,10 @@
 //! Checks that the host has the files and features that containerd's configuration and its unit need. Without them, containerd would restart
 //! without the CRI, or not at all. Reads only.
 
-use crate::containerd_config::{HostPrerequisite, host_prerequisites};
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::containerd_config::{HostPrerequisite, host_prerequisites, start_needs};
+use crate::handoff::Problem;
 use crate::installer::containerd::cri::DataDirectories;
 use crate::installer::containerd::systemd_unit::{Error, Unit};
 use crate::installer::host::HostRoot;
@@ -56,6 +59,36 @@ pub(crate) fn read_only_data(host: &HostRoot, directories: &DataDirectories) -> 
     Some(format!(
         "containerd keeps data in {path}, which is on a read-only file system"
     ))
+}
+
+/// A file in the directory of NRI plugins with which containerd ends at its start, because it takes the file for a plugin and the name is
+/// none of a plugin (NRI, `pkg/adaptation`, `discoverPlugins`). A rehearsal leaves that directory empty.
+pub(crate) fn misnamed_nri_plugin(host: &HostRoot, dump: &str) -> Option<Problem> {
+    let directory = start_needs(dump).ok()?.nri?;
+    let names = host.list(&directory).unwrap_or_default();
+    let is_misnamed = |name: &&String| {
+        let named = name.split_once('-').is_some_and(|(index, _)| {
+            index.len() == 2 && index.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        !named && is_nri_plugin(host, &format!("{directory}/{name}"))
+    };
+    let name = names.iter().find(is_misnamed)?;
+    Some(Problem::with_help(
+        format!(
+            "containerd ends at its start: {directory}/{name} is executable, and the name of an NRI plugin begins with two digits and a hyphen"
+        ),
+        format!("rename the file, for example to 10-{name}, or remove it"),
+    ))
+}
+
+/// Whether containerd takes the file for an NRI plugin: anything executable but a directory. Every symlink counts as executable.
+pub(crate) fn is_nri_plugin(host: &HostRoot, path: &str) -> bool {
+    if matches!(host.symlink_target(path), Ok(Some(_))) {
+        return true;
+    }
+    let metadata = host.metadata(path).ok().flatten();
+    metadata
+        .is_some_and(|metadata| !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// Why systemd would not start the unit, as a message for an operator: a file that it needs was removed, a condition of the unit does not
@@ -210,5 +243,44 @@ mod tests {
         let host = HostRoot::open(directory.path()).unwrap();
         let dump = "[plugins.cri.containerd.runtimes.a]\ncgroup_writable = true";
         assert_eq!(missing_prerequisite(&host, dump).is_some(), lacks);
+    }
+
+    #[rstest]
+    #[case::a_plugin("10-a", Some(0o755), false)]
+    #[case::a_plugin_without_a_name("10-", Some(0o755), false)]
+    #[case::no_index("myplugin", Some(0o755), true)]
+    #[case::a_short_index("1-a", Some(0o755), true)]
+    #[case::letters("ab-c", Some(0o700), true)]
+    #[case::executable_for_others_alone("a", Some(0o601), true)]
+    #[case::not_executable("README.md", Some(0o644), false)]
+    #[case::a_symlink("link", None, true)]
+    #[case::a_symlink_with_an_index("10-link", None, false)]
+    fn a_file_that_containerd_takes_for_an_nri_plugin_needs_the_name_of_one(
+        #[case] name: &str,
+        #[case] mode: Option<u32>,
+        #[case] expected: bool,
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("opt/nri/plugins");
+        std::fs::create_dir_all(directory.join("directory")).unwrap();
+        let path = directory.join(name);
+        match mode {
+            Some(mode) => {
+                std::fs::write(&path, "").unwrap();
+                let mode = std::fs::Permissions::from_mode(mode);
+                std::fs::set_permissions(&path, mode).unwrap();
+            }
+            None => std::os::unix::fs::symlink("gone", &path).unwrap(),
+        }
+        let host = HostRoot::open(root.path()).unwrap();
+        let found = |disable: bool| {
+            let dump = format!("[plugins.'io.containerd.nri.v1.nri']\ndisable = {disable}\n");
+            misnamed_nri_plugin(&host, &dump)
+        };
+        assert_eq!(found(true), None);
+        let found = found(false).map(|problem| problem.message);
+        assert_eq!(found.is_some(), expected, "{found:?}");
+        let named = format!("/opt/nri/plugins/{name} is executable");
+        assert!(found.is_none_or(|message| message.contains(&named)));
     }
 }

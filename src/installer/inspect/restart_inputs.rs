@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::handoff::Problem;
 use crate::installer::containerd::rehearsal::Rehearsal;
+use crate::installer::host::path::file_name;
 
 /// How far the clock may have been set back since containerd started, if nothing shows that it was not. An edit right after the start then
 /// seems older than the process.
@@ -37,11 +38,27 @@ impl RestartInputs {
                 | InputKind::AbsentConfig
                 | InputKind::ImportDirectory
                 | InputKind::Program => true,
-                InputKind::Unit | InputKind::Distribution => false,
+                InputKind::NriPlugin
+                | InputKind::NriPlugins
+                | InputKind::Unit
+                | InputKind::Distribution => false,
             };
             is_unknown && is_rehearsed && input.change.is_pending()
         };
         self.inputs.iter().any(is_open)
+    }
+}
+
+impl RestartInputs {
+    /// The path of the program of containerd where a restart starts another one than the running one.
+    #[must_use]
+    pub fn replaced_program(&self) -> Option<&str> {
+        let mut inputs = self.inputs.iter();
+        let replaced = inputs.find(|input| {
+            let is_containerd = file_name(&input.path).contains("containerd");
+            (input.kind, input.change) == (InputKind::Program, Change::Replaced) && is_containerd
+        });
+        Some(replaced?.path.as_str())
     }
 }
 
@@ -78,6 +95,10 @@ pub enum InputKind {
     ImportDirectory,
     /// The program.
     Program,
+    /// An NRI plugin, which containerd starts.
+    NriPlugin,
+    /// The directory of the NRI plugins.
+    NriPlugins,
     /// A file of the unit: unit file, drop-in or environment file, or a directory of drop-ins.
     Unit,
     /// A file or directory of the distribution's own configuration, which containerd itself does not load: a template or a snippet, too.

@@ -254,8 +254,8 @@ impl<'a> CurrentConfig<'a> {
         managed: &BTreeSet<String>,
         accepted: bool,
     ) -> Result<Vec<String>, Error> {
-        if let Some(message) = &facts.unstartable {
-            return Err(Error::Refuses(Problem::new(message, None)));
+        if let Some(problem) = &facts.unstartable {
+            return Err(Error::Refuses(problem.clone()));
         }
         let notes = pending::check(facts, accepted)?;
         check_prerequisites(facts)?;

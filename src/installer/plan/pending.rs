@@ -5,10 +5,12 @@
 
 use std::fmt;
 
-use crate::containerd_config::data_directories;
+use crate::containerd_config::{CniSettings, address_of_dump, cni_settings, data_directories};
 use crate::handoff::{Problem, printable_up_to};
 use crate::installer::containerd::cri::DataDirectories;
+use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::rehearsal::Rehearsal;
+use crate::installer::distro::Edited;
 use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::restart_inputs::{Change, Contents, Input, InputKind};
@@ -37,21 +39,35 @@ enum Verdict {
     Edited,
     /// containerd does not start with it in a rehearsal.
     Fails(Problem),
+    /// containerd does not start in a rehearsal, and no change of its files is known.
+    FailsUnchanged(Problem),
     /// No rehearsal is possible.
     Unknown(Problem),
     /// A rehearsal does not read it.
     NotRehearsed,
     /// systemd has not loaded it.
     NotReloaded,
-    /// containerd would start with another directory of its data, and without the pods of this node.
-    MovesData {
+    /// containerd would use something else than the running containerd.
+    Moves {
+        what: Moved,
         /// The key in the configuration.
         key: &'static str,
-        /// The directory that the running containerd uses.
+        /// What the running containerd uses.
         now: String,
-        /// The directory after a restart.
+        /// What it would use after a restart.
         next: String,
     },
+}
+
+/// What a change of the configuration moves. A rehearsal passes in each case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moved {
+    /// The directories of containerd's data: it would start without the pods of this node.
+    Data,
+    /// The CNI: the network of the node's pods may be gone.
+    Network,
+    /// The CRI's socket: the kubelet would not find it.
+    Socket,
 }
 
 impl fmt::Display for Pending {
@@ -63,11 +79,18 @@ impl fmt::Display for Pending {
                 "the unit {path} was changed after containerd started, and systemd has not reloaded it"
             );
         }
+        if let Verdict::FailsUnchanged(problem) = &self.verdict {
+            return write!(
+                formatter,
+                "containerd does not start with its present files in a rehearsal, although no change of them since its start is known: {problem}"
+            );
+        }
         let (what, is) = match self.kind {
             InputKind::Config | InputKind::Unit | InputKind::Distribution => ("", ""),
             InputKind::AbsentConfig => ("", "is absent, and its directory "),
-            InputKind::ImportDirectory => ("the list of files in ", ""),
+            InputKind::ImportDirectory | InputKind::NriPlugins => ("the list of files in ", ""),
             InputKind::Program => ("the program ", ""),
+            InputKind::NriPlugin => ("the NRI plugin ", ""),
         };
         write!(
             formatter,
@@ -77,7 +100,10 @@ impl fmt::Display for Pending {
             Verdict::Edited if self.kind == InputKind::AbsentConfig => {
                 formatter.write_str(", and Farrier wrote the file")
             }
-            Verdict::Passes | Verdict::NotRehearsed | Verdict::NotReloaded => Ok(()),
+            Verdict::Passes
+            | Verdict::NotRehearsed
+            | Verdict::NotReloaded
+            | Verdict::FailsUnchanged(_) => Ok(()),
             Verdict::Edited => formatter.write_str(", and is no longer as Farrier wrote it"),
             Verdict::Fails(problem) => {
                 write!(
@@ -85,12 +111,24 @@ impl fmt::Display for Pending {
                     ", and containerd does not start with it: {problem}"
                 )
             }
-            Verdict::MovesData { key, now, next } => write!(
-                formatter,
-                ", and a restart would lose all pods: {key} is now {}, and the running containerd uses {}",
-                printable_up_to(next, SHOWN_PATH),
-                printable_up_to(now, SHOWN_PATH)
-            ),
+            Verdict::Moves {
+                what,
+                key,
+                now,
+                next,
+            } => {
+                let consequence = match what {
+                    Moved::Data => "lose all pods",
+                    Moved::Network => "change the network of pods",
+                    Moved::Socket => "move the CRI's socket",
+                };
+                write!(
+                    formatter,
+                    ", and a restart would {consequence}: {key} is now {}, and the running containerd uses {}",
+                    printable_up_to(next, SHOWN_PATH),
+                    printable_up_to(now, SHOWN_PATH)
+                )
+            }
             Verdict::Unknown(problem) => write!(
                 formatter,
                 ", and Farrier can't check whether containerd starts with it: {problem}"
@@ -104,14 +142,19 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
     let inputs = facts.restart_inputs.inputs.iter();
     let start = start_on_present_files(facts);
     let moves = moves(facts);
-    let is_moved = |input: &&Input| moves.iter().any(|moved| moved.path == input.path);
+    let is_moved = |input: &Input| moves.iter().any(|moved| moved.path == input.path);
     let pending = inputs
-        .filter(|input| input.change.is_pending() && !is_moved(input))
+        .filter(|input| input.change.is_pending())
         .filter_map(|input| {
+            let verdict = verdict(input, &start)?;
+            // The move tells more, but nobody can accept a start that fails.
+            if is_moved(input) && !matches!(verdict, Verdict::Fails(_)) {
+                return None;
+            }
             Some(Pending {
                 path: input.path.clone(),
                 kind: input.kind,
-                verdict: verdict(input, &start)?,
+                verdict,
                 restarted_by: is_watched(facts, &input.path).then_some(facts.distro.id),
             })
         });
@@ -122,15 +165,68 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
         files.any(|file| parent_directory(&file.path) == directory.path)
     };
     let told = pending.iter().filter(|pending| !has_file(pending));
-    told.cloned().collect()
+    let mut told: Vec<Pending> = told.cloned().collect();
+    let fails = |pending: &Pending| matches!(pending.verdict, Verdict::Fails(_));
+    if let Rehearsal::Failed(problem) = &facts.restart_inputs.rehearsal
+        && !told.iter().any(fails)
+    {
+        told.push(failing(facts, problem.clone()));
+    }
+    told
 }
 
-/// The changes of the directories that containerd keeps its data in. A rehearsal starts with empty directories in any case, and finds
-/// nothing. Directories in the command line have precedence over those in the configuration.
+/// The pending change of a containerd that does not start in a rehearsal of its present files. The times of files do not show every change,
+/// such as that of a mount.
+fn failing(facts: &HostFacts, problem: Problem) -> Pending {
+    Pending {
+        path: facts.config_files.root.path.clone(),
+        kind: InputKind::Config,
+        verdict: Verdict::FailsUnchanged(problem),
+        restarted_by: None,
+    }
+}
+
+/// The changes of what the running containerd uses. A rehearsal starts with empty directories and without a network in any case, and finds
+/// nothing.
 fn moves(facts: &HostFacts) -> Vec<Pending> {
     let (Some(daemon), Ok(dump)) = (facts.containerd.daemon(), &facts.dump) else {
         return Vec::new();
     };
+    let data = moves_of_data(facts, daemon, dump);
+    let socket = facts.other_socket.as_ref().map(|now| {
+        let next = facts.next_socket();
+        let sets = |text: &str| address_of_dump(text).as_ref() == Some(&next);
+        let path = file_that(facts, sets);
+        moved(path, Moved::Socket, "address", now.clone(), next.clone())
+    });
+    let network = moves_of_network(facts, dump);
+    data.into_iter().chain(socket).chain(network).collect()
+}
+
+fn moved(path: &str, what: Moved, key: &'static str, now: String, next: String) -> Pending {
+    Pending {
+        path: path.to_owned(),
+        kind: InputKind::Config,
+        verdict: Verdict::Moves {
+            what,
+            key,
+            now,
+            next,
+        },
+        restarted_by: None,
+    }
+}
+
+/// The path of the last file that `sets` a value: it has precedence. Without one, the line was removed from the root file.
+fn file_that(facts: &HostFacts, sets: impl Fn(&str) -> bool) -> &str {
+    let files = facts.config_files.files();
+    let file = files.filter(|file| file.text.as_deref().is_some_and(&sets));
+    &file.last().unwrap_or(&facts.config_files.root).path
+}
+
+/// The changes of the directories that containerd keeps its data in. Directories in the command line have precedence over those in the
+/// configuration.
+fn moves_of_data(facts: &HostFacts, daemon: &Daemon, dump: &str) -> Vec<Pending> {
     let DataDirectories { root, state } = &facts.data_directories;
     let keys = [("root", root), ("state", state)].into_iter();
     let moves = keys
@@ -142,21 +238,57 @@ fn moves(facts: &HostFacts) -> Vec<Pending> {
             if is_named || is_same_directory(now, &next) {
                 return None;
             }
-            let sets = |text: &String| data_directories(text)[at].as_ref() == Some(&next);
-            let files = facts.config_files.files();
-            // The last file has precedence. Without one, the line was removed from the root file.
-            let file = files.filter(|file| file.text.as_ref().is_some_and(sets));
-            let file = file.last().unwrap_or(&facts.config_files.root);
-            let (path, now) = (file.path.clone(), now.clone());
-            let verdict = Verdict::MovesData { key, now, next };
-            let kind = InputKind::Config;
-            Some(Pending {
-                path,
-                kind,
-                verdict,
-                restarted_by: None,
-            })
+            let path = file_that(facts, |text| {
+                data_directories(text)[at].as_ref() == Some(&next)
+            });
+            Some(moved(path, Moved::Data, key, now.clone(), next.clone()))
         });
+    moves.collect()
+}
+
+/// The changes of the CNI's settings.
+fn moves_of_network(facts: &HostFacts, dump: &str) -> Vec<Pending> {
+    let (Some(now), Some(next)) = (&facts.network.cni, cni_settings(dump)) else {
+        return Vec::new();
+    };
+    let values = |settings: &CniSettings| {
+        let CniSettings {
+            conf_dir,
+            bin_dirs,
+            conf_template,
+        } = settings;
+        [
+            ("conf_dir", vec![conf_dir.clone()]),
+            ("bin_dir", bin_dirs.clone()),
+            ("conf_template", vec![conf_template.clone()]),
+        ]
+    };
+    let is_rendered = match facts.distro.edited {
+        Edited::GoTemplate { .. } | Edited::TomlTemplate(_) => true,
+        Edited::Loaded | Edited::Snippets { .. } => false,
+    };
+    let pairs = values(now).into_iter().zip(values(&next)).enumerate();
+    let moves = pairs.filter_map(|(at, ((key, now), (_, next)))| {
+        let is_same = now.len() == next.len()
+            && now
+                .iter()
+                .zip(&next)
+                .all(|(one, other)| is_same_directory(one, other));
+        if is_same {
+            return None;
+        }
+        let sets = |text: &str| cni_settings(text).is_some_and(|it| values(&it)[at].1 == next);
+        let path = file_that(facts, sets);
+        // The distribution renders its root file anew at the restart.
+        if is_rendered && path == facts.config_files.root.path {
+            return None;
+        }
+        let shown = |values: &[String]| match values.join(", ") {
+            none if none.is_empty() => "empty".to_owned(),
+            shown => shown,
+        };
+        Some(moved(path, Moved::Network, key, shown(&now), shown(&next)))
+    });
     moves.collect()
 }
 
@@ -189,7 +321,13 @@ fn verdict(input: &Input, start: &Rehearsal) -> Option<Verdict> {
     Some(match (input.kind, input.change) {
         (_, Change::NotReloaded) => Verdict::NotReloaded,
         (InputKind::Unit | InputKind::Distribution, _) if is_edited => Verdict::Edited,
-        (InputKind::Unit | InputKind::Distribution, _) => Verdict::NotRehearsed,
+        (
+            InputKind::NriPlugin
+            | InputKind::NriPlugins
+            | InputKind::Unit
+            | InputKind::Distribution,
+            _,
+        ) => Verdict::NotRehearsed,
         (
             InputKind::Config
             | InputKind::AbsentConfig
@@ -217,25 +355,45 @@ fn start_on_present_files(facts: &HostFacts) -> Rehearsal {
 /// with `accepted` those that an operator accepts. Returns a note on each.
 ///
 /// A change with which containerd does not start is accepted by nobody: the restart and the rollback would leave the node without
-/// containerd. Nor is one of the directories of its data: the old pods would run on unseen, beside the new ones.
+/// containerd. Nor is one of the directories of its data: the old pods would run on unseen, beside the new ones. Nor is one of the CRI's
+/// socket: neither the kubelet nor Farrier would find containerd.
 ///
 /// # Errors
 /// The other changes.
 pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, PendingChanges> {
     let is_allowed = |pending: &Pending| match pending.verdict {
         Verdict::Passes => true,
-        Verdict::Fails(_) | Verdict::MovesData { .. } => false,
-        Verdict::Edited | Verdict::Unknown(_) | Verdict::NotRehearsed | Verdict::NotReloaded => {
-            accepted
+        Verdict::Fails(_)
+        | Verdict::Moves {
+            what: Moved::Data | Moved::Socket,
+            ..
+        } => false,
+        Verdict::Moves {
+            what: Moved::Network,
+            ..
         }
+        | Verdict::Edited
+        | Verdict::FailsUnchanged(_)
+        | Verdict::Unknown(_)
+        | Verdict::NotRehearsed
+        | Verdict::NotReloaded => accepted,
     };
     let (allowed, refused): (Vec<Pending>, Vec<Pending>) =
         decide(facts).into_iter().partition(is_allowed);
     if !refused.is_empty() {
         return Err(PendingChanges(refused));
     }
-    let note = |pending: &Pending| {
-        format!("{pending}: a restart of containerd puts this change into effect")
+    let note = |pending: &Pending| match pending.verdict {
+        Verdict::FailsUnchanged(_) => pending.to_string(),
+        Verdict::Passes
+        | Verdict::Edited
+        | Verdict::Fails(_)
+        | Verdict::Unknown(_)
+        | Verdict::NotRehearsed
+        | Verdict::NotReloaded
+        | Verdict::Moves { .. } => {
+            format!("{pending}: a restart of containerd puts this change into effect")
+        }
     };
     Ok(allowed.iter().map(note).collect())
 }
@@ -266,16 +424,35 @@ pub struct PendingChanges(Vec<Pending>);
 impl std::error::Error for PendingChanges {}
 
 impl PendingChanges {
+    /// The refusal of a restart because containerd does not start in a rehearsal of its present files, for the reason `problem`.
+    pub(crate) fn of_failing_start(facts: &HostFacts, problem: Problem) -> Self {
+        Self(vec![failing(facts, problem)])
+    }
+
     /// How an operator goes on.
     pub(crate) fn help(&self) -> String {
-        let moves = |pending: &Pending| matches!(pending.verdict, Verdict::MovesData { .. });
-        if self.0.iter().any(moves) {
+        let moves = |moved: Moved| {
+            let mut all = self.0.iter();
+            all.any(|it| matches!(it.verdict, Verdict::Moves { what, .. } if what == moved))
+        };
+        if moves(Moved::Data) {
             return "undo that change, or drain the node and restart containerd yourself, then run farrier again"
+                .to_owned();
+        }
+        if moves(Moved::Socket) {
+            return "undo that change, or give the kubelet the new socket and restart containerd yourself, then run farrier again"
                 .to_owned();
         }
         let fails = |pending: &Pending| matches!(pending.verdict, Verdict::Fails(_));
         if self.0.iter().any(fails) {
             return "undo or correct that change, then run farrier again".to_owned();
+        }
+        let is_unchanged =
+            |pending: &Pending| matches!(pending.verdict, Verdict::FailsUnchanged(_));
+        if self.0.iter().any(is_unchanged) {
+            return format!(
+                "correct what the reason names and check that containerd starts, for example by restarting it yourself; if it does, {ACCEPT_PENDING_CHANGES}"
+            );
         }
         let restarted_by = self.0.iter().map(|pending| pending.restarted_by);
         let restarted_by: Option<Vec<&str>> = restarted_by.collect();
@@ -305,6 +482,11 @@ impl fmt::Display for PendingChanges {
         } else {
             "these changes"
         };
+        let is_unchanged =
+            |pending: &Pending| matches!(pending.verdict, Verdict::FailsUnchanged(_));
+        if self.0.iter().all(is_unchanged) {
+            return Ok(());
+        }
         write!(formatter, " (a restart would put {what} into effect)")
     }
 }
@@ -380,12 +562,12 @@ mod tests {
 
     #[rstest]
     #[case::edited(10, Contents::Edited, [Waits, Refused, Waits])]
-    #[case::edited_before_the_start(-120, Contents::Edited, [Goes, Goes, Goes])]
-    #[case::foreign_from_before_the_start(-120, Contents::Foreign, [Goes, Goes, Goes])]
+    #[case::edited_before_the_start(-120, Contents::Edited, [Goes, Waits, Goes])]
+    #[case::foreign_from_before_the_start(-120, Contents::Foreign, [Goes, Waits, Goes])]
     #[case::foreign(10, Contents::Foreign, [GoesWithANote, Refused, Waits])]
     #[case::foreign_within_a_clock_step(-30, Contents::Foreign, [GoesWithANote, Refused, Waits])]
-    #[case::equal_bytes_written_again(10, Contents::AsWritten, [Goes, Goes, Goes])]
-    #[case::bytes_that_containerd_has_loaded(10, Contents::AsLoaded, [Goes, Goes, Goes])]
+    #[case::equal_bytes_written_again(10, Contents::AsWritten, [Goes, Waits, Goes])]
+    #[case::bytes_that_containerd_has_loaded(10, Contents::AsLoaded, [Goes, Waits, Goes])]
     fn a_changed_file_is_judged_by_its_time_its_bytes_and_a_rehearsal(
         #[case] seconds_later: i64,
         #[case] contents: Contents,
@@ -410,9 +592,11 @@ mod tests {
     #[rstest]
     #[case::program(InputKind::Program, Change::Replaced, [GoesWithANote, Refused, Waits])]
     #[case::unit(InputKind::Unit, changed(10), [Waits, Waits, Waits])]
-    #[case::unit_from_before_the_start(InputKind::Unit, changed(-120), [Goes, Goes, Goes])]
+    #[case::unit_from_before_the_start(InputKind::Unit, changed(-120), [Goes, Waits, Goes])]
     #[case::unit_that_systemd_has_not_loaded(InputKind::Unit, Change::NotReloaded, [Waits, Waits, Waits])]
     #[case::distribution(InputKind::Distribution, changed(10), [Waits, Waits, Waits])]
+    #[case::nri_plugin(InputKind::NriPlugin, changed(10), [Waits, Waits, Waits])]
+    #[case::nri_plugins(InputKind::NriPlugins, changed(10), [Waits, Waits, Waits])]
     fn what_no_rehearsal_reads_waits_for_an_operator(
         #[case] kind: InputKind,
         #[case] change: Change,
@@ -431,11 +615,37 @@ mod tests {
         }
     }
 
+    /// The reason for a start that fails although no file is known to be changed.
+    const FAILS_UNCHANGED: &str = "does not start with its present files in a rehearsal, although no change of them since its start is known: snapshotter gone is missing";
+
+    #[test]
+    fn a_start_that_fails_in_a_rehearsal_waits_for_an_operator_even_if_no_file_is_changed() {
+        assert_eq!(check(&with(Vec::new(), passed()), false), Ok(Vec::new()));
+        assert_eq!(
+            check(&with(Vec::new(), not_possible()), false),
+            Ok(Vec::new())
+        );
+        let facts = with(Vec::new(), failed());
+        let refused = check(&facts, false).unwrap_err();
+        assert_eq!(refused.to_string(), format!("containerd {FAILS_UNCHANGED}"));
+        let help = refused.help();
+        assert!(help.contains("check that containerd starts"), "{help}");
+        assert!(help.contains(ACCEPT_PENDING_CHANGES), "{help}");
+        let of_start = PendingChanges::of_failing_start(
+            &facts,
+            Problem::new("snapshotter gone is missing", None),
+        );
+        assert_eq!(of_start, refused);
+        let notes = check(&facts, true).unwrap();
+        assert_eq!(notes, [format!("containerd {FAILS_UNCHANGED}")]);
+    }
+
     /// The result of an install; each refusal names the path, and each note, too.
     fn outcome(facts: &HostFacts) -> Expected {
         let path = facts.restart_inputs.inputs[0].path.as_str();
         let is_named = |text: &str| {
             text.contains(path) && text.contains("was changed after containerd started")
+                || text.contains(FAILS_UNCHANGED)
         };
         let refused = |accepted: bool| {
             let goal = goal(&["a"]);
@@ -527,6 +737,80 @@ mod tests {
             let plan = plan::decide(&facts, &goal(&["a"]).build());
             assert_eq!(plan.is_ok(), names_data == [true, true], "{plan:?}");
         }
+    }
+
+    #[test]
+    fn a_moved_socket_refuses_a_restart_and_nobody_can_accept_it() {
+        let config = format!("{CONFIG}[grpc]\naddress = '/run/new.sock'\n");
+        let facts = host().serving(&config, &[]);
+        let facts = facts.with(|facts| facts.other_socket = Some("/run/old.sock".to_owned()));
+        let facts = facts.build();
+        assert_eq!(facts.socket(), "/run/old.sock");
+        for goal in [goal(&["a"]), goal(&["a"]).accept_pending_changes()] {
+            let error = plan::decide(&facts, &goal.build()).unwrap_err();
+            let message = error.to_string();
+            let expected = format!(
+                "{CONFIG_PATH} was changed after containerd started, and a restart would move the CRI's socket: address is now /run/new.sock, and the running containerd uses /run/old.sock"
+            );
+            assert!(message.starts_with(&expected), "{message}");
+            let help = error.help().unwrap();
+            assert!(help.starts_with("undo that change, or give"), "{help}");
+        }
+    }
+
+    #[rstest]
+    #[case::the_same("conf_dir = '/c'\nbin_dir = '/b'\nconf_template = ''", None)]
+    #[case::the_same_in_other_words("conf_dir = '/c/'\nbin_dirs = ['/./b']\nbin_dir = ''", None)]
+    #[case::another_directory(
+        "conf_dir = '/other'\nbin_dir = '/b'",
+        Some("conf_dir is now /other, and the running containerd uses /c")
+    )]
+    #[case::other_programs(
+        "conf_dir = '/c'\nbin_dirs = ['/b', '/o']",
+        Some("bin_dir is now /b, /o, and the running containerd uses /b")
+    )]
+    #[case::a_template(
+        "conf_dir = '/c'\nbin_dir = '/b'\nconf_template = '/t'",
+        Some("conf_template is now /t, and the running containerd uses empty")
+    )]
+    fn other_settings_of_the_cni_wait_for_an_operator(
+        #[case] lines: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let config = format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.cni]\n{lines}\n");
+        let facts = host().serving(&config, &[]);
+        let cni = CniSettings::new("/c", "/b", Vec::new(), "");
+        let facts = facts.with(|facts| facts.network.cni = Some(cni)).build();
+        let decided = |goal: plan::Goal| plan::decide(&facts, &goal);
+        let refused = decided(goal(&["a"]).build());
+        let accepted = decided(goal(&["a"]).accept_pending_changes().build()).unwrap();
+        let Some(expected) = expected else {
+            assert!(refused.unwrap().notes.is_empty() && accepted.notes.is_empty());
+            return;
+        };
+        let expected = format!("a restart would change the network of pods: {expected}");
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains(&expected), "{message}");
+        assert!(accepted.notes.iter().any(|note| note.contains(&expected)));
+    }
+
+    #[test]
+    fn a_start_that_fails_is_told_beside_a_move_and_accepted_by_nobody() {
+        let config =
+            format!("{CONFIG}[plugins.'io.containerd.grpc.v1.cri'.cni]\nconf_dir = '/o'\n");
+        let edited = input(
+            CONFIG_PATH,
+            InputKind::Config,
+            changed(10),
+            Contents::Foreign,
+        );
+        let facts = host().serving(&config, &[]).with(|facts| {
+            facts.restart_inputs.inputs = vec![edited];
+            facts.restart_inputs.rehearsal = failed();
+            facts.network.cni = Some(CniSettings::new("/c", "", Vec::new(), ""));
+        });
+        let error = check(&facts.build(), true).unwrap_err().to_string();
+        assert!(error.contains("does not start with it"), "{error}");
     }
 
     #[test]

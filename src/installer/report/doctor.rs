@@ -553,7 +553,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::containerd_config::SourceFile;
+    use crate::containerd_config::{CniSettings, SourceFile};
     use crate::handoff::OptionValue;
     use crate::installer::containerd::daemon::Containerd;
     use crate::installer::containerd::process::{Reason, Refusal};
@@ -844,7 +844,8 @@ mod tests {
         Refuses {
             |facts| facts.dump = Err(Problem::new("line 3", None)),
             |facts| facts.missing_prerequisite = Some("no /spec.json".to_owned()),
-            |facts| facts.unstartable = Some("the unit is masked".to_owned()),
+            |facts| facts.unstartable = Some(Problem::new("the unit is masked", None)),
+            |facts| facts.unstartable = Some(Problem::with_help("/opt/nri/plugins/a is executable", "remove it")),
         }
         Pending {
             pending(InputKind::Config, changed()),
@@ -857,8 +858,17 @@ mod tests {
                 facts.restart_inputs.rehearsal = Rehearsal::Failed(Problem::new("no CRI", None));
             },
             |facts| {
+                facts.restart_inputs.rehearsal = Rehearsal::Failed(Problem::new("no CRI", None));
+            },
+            |facts| {
                 facts.data_directories.root = Some("/var/lib/containerd".to_owned());
                 facts.dump = facts.dump.as_ref().map(|dump| format!("root = '/srv'\n{dump}")).map_err(Clone::clone);
+            },
+            |facts| facts.other_socket = Some("/run/old.sock".to_owned()),
+            |facts| {
+                facts.network.cni = Some(CniSettings::new("/c", "", Vec::new(), ""));
+                let cni = "\n[plugins.'io.containerd.grpc.v1.cri'.cni]\nconf_dir = '/o'\n";
+                facts.dump = facts.dump.as_ref().map(|dump| format!("{dump}{cni}")).map_err(Clone::clone);
             },
         }
         PendingRuntime {

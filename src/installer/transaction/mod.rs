@@ -253,6 +253,11 @@ async fn act(
             }
         }
         verify_served(host, facts, plan, journal, &served)?;
+        if facts.network.ready {
+            let patience = interrupts.deadline.for_change();
+            let limit = service.serve_limit.min(patience);
+            restart::await_network(host, &journal.socket, limit).await?;
+        }
         if facts.distro.searches() {
             taken = taken_by_distro(plan, &served);
         }

@@ -15,8 +15,9 @@ use crate::installer::containerd::rehearsal::Rehearsal;
 use crate::installer::distro::Edited;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::HostFacts;
-use crate::installer::plan::HostPlan;
 use crate::installer::plan::expected::ExpectedRuntimes;
+use crate::installer::plan::pending::PendingChanges;
+use crate::installer::plan::{self, HostPlan};
 
 /// The result of the rehearsal of a plan that is not refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,8 @@ fn is_due(facts: &HostFacts, plan: &HostPlan) -> bool {
 /// Where that start fails, containerd is started on the present configuration as well: if that fails, too, the cause is not in the change.
 ///
 /// # Errors
-/// [`Error::Rehearsal`] when containerd fails on the changed configuration alone, or serves other handlers there.
+/// [`Error::Rehearsal`] when containerd fails on the changed configuration alone, or serves other handlers there. [`plan::Error::Pending`]
+/// when it fails on the present configuration as well, unless an operator accepts that.
 pub(crate) async fn rehearse(
     host: &HostRoot,
     facts: &HostFacts,
@@ -98,10 +100,18 @@ pub(crate) async fn rehearse(
     };
     match facts.rehearse(host, &facts.config_files).await {
         Rehearsal::Served(_) => Err(Error::Rehearsal(problem)),
-        Rehearsal::Failed(present) => Ok(Rehearsed::NotPossible(Problem::new(
-            format!("it fails on the present configuration, too ({present})"),
-            None,
-        ))),
+        // Whatever the times of the files say, a restart may leave the node without containerd. The built root may also lack what the node
+        // has, so an operator can go on.
+        Rehearsal::Failed(present) if plan.accept_pending_changes => {
+            Ok(Rehearsed::NotPossible(Problem::new(
+                format!("it fails on the present configuration, too ({present})"),
+                None,
+            )))
+        }
+        Rehearsal::Failed(present) => {
+            let refused = PendingChanges::of_failing_start(facts, present);
+            Err(plan::Error::Pending(refused).into())
+        }
         Rehearsal::NotPossible(problem) => Ok(Rehearsed::NotPossible(problem)),
     }
 }

@@ -31,16 +31,9 @@ pub(super) struct Listening {
 impl Listening {
     /// The sockets in the network namespace of the process `pid`. A table that can't be read counts as empty.
     pub(super) fn of(host: &HostRoot, pid: u32) -> Self {
-        let unix = table(host, pid, "unix");
-        let sockets = unix.lines().filter_map(|line| {
-            // The other fields are numbers. A path may contain spaces.
-            let (fields, path) = line.split_at(line.find(" /")?);
-            let listens = fields.split_ascii_whitespace().nth(3)? == ACCEPTS;
-            listens.then(|| path.trim_start().to_owned())
-        });
         Self {
             tcp: tcp(host, pid).into_iter().map(|it| it.0).collect(),
-            unix: sockets.collect(),
+            unix: unix(host, pid).into_iter().map(|it| it.0).collect(),
         }
     }
 
@@ -92,6 +85,28 @@ fn table(host: &HostRoot, pid: u32, name: &str) -> String {
         let _ = file.take(MAX_TABLE).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The paths of the sockets at which the process `pid` listens.
+pub(crate) fn unix_sockets_of(host: &HostRoot, pid: u32) -> Vec<String> {
+    let own = sockets_of(host, pid);
+    let sockets = unix(host, pid).into_iter();
+    let own = sockets.filter(|(_, inode)| own.contains(inode));
+    own.map(|(path, _)| path).collect()
+}
+
+/// The paths of the sockets that are listened on, each with its inode.
+fn unix(host: &HostRoot, pid: u32) -> Vec<(String, String)> {
+    let unix = table(host, pid, "unix");
+    let sockets = unix.lines().filter_map(|line| {
+        // The other fields are numbers. A path may contain spaces.
+        let (fields, path) = line.split_at(line.find(" /")?);
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let (flags, inode) = (fields.get(3)?, fields.get(6)?);
+        let path = path.trim_start().to_owned();
+        (*flags == ACCEPTS).then(|| (path, (*inode).to_owned()))
+    });
+    sockets.collect()
 }
 
 /// The addresses that are listened on, each with the inode of its socket.
@@ -337,6 +352,7 @@ mod tests {
         assert!(listening.tcp.contains(&address), "{listening:?}");
         let path = path.to_str().unwrap().to_owned();
         assert!(listening.unix.contains(&path), "{listening:?}");
+        assert!(unix_sockets_of(&host, pid).contains(&path));
         let own = sockets_of(&host, pid);
         let mut sockets = tcp(&host, pid).into_iter();
         let inode = sockets.find(|(other, _)| *other == address);
