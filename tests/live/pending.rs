@@ -252,6 +252,18 @@ fn a_change_that_containerd_starts_with_and_that_farrier_never_wrote_is_noted() 
         goes_on_with_a_note(&node, CONFIG_PATH, "a mode");
         fs::remove_file(node.path(DROP_IN)).unwrap();
         goes_on_with_a_note(&node, "/etc/containerd/conf.d", "a removed drop-in");
+        let other = "/etc/containerd.new";
+        fs::create_dir(node.path(other)).unwrap();
+        fs::rename(node.path(CONFIG_PATH), node.path(other).join("config.toml")).unwrap();
+        node.write(CONFIG_PATH, config.as_bytes(), 0o644);
+        node.start();
+        fs::rename(
+            node.path("/etc/containerd"),
+            node.path("/etc/containerd.old"),
+        )
+        .unwrap();
+        fs::rename(node.path(other), node.path("/etc/containerd")).unwrap();
+        goes_on_with_a_note(&node, CONFIG_PATH, "a directory in place of another");
 
         let score = with(&with(&config, HARMLESS[0].1), PROXY_TABLE);
         node.write(CONFIG_PATH, with(&config, PROXY_TABLE).as_bytes(), 0o644);
@@ -769,6 +781,40 @@ fn a_changed_configuration_of_rke2_refuses_a_restart_until_it_is_accepted(#[case
     let (status, report) = node.change(&[&INSTALL[..], &[ACCEPT]].concat());
     assert_eq!((status, report.restarts), (0, 1), "{report:?}");
     assert_eq!(report.distro.as_deref(), Some("rke2"));
+}
+
+/// Without a record, only the directory tells of a removal, and k3s itself writes to it.
+#[test]
+fn a_removed_configuration_of_k3s_refuses_a_restart_after_a_run_that_recorded_it() {
+    let node = k3s(1, K3S, BASE_2);
+    let (path, kubelet) = (
+        "/etc/rancher/k3s/config.yaml",
+        "/var/lib/rancher/k3s/agent/etc/kubelet.conf.d",
+    );
+    node.write("/run/openrc/started/k3s", b"", 0o644);
+    node.write(path, b"server: https://10.0.0.1:6443\n", 0o644);
+    node.start_service("k3s");
+    // k3s writes its own file at each start.
+    node.write(&format!("{kubelet}/00-k3s-defaults.conf"), b"", 0o644);
+    node.assert_healthy();
+    assert_eq!(node.change(&INSTALL).0, 0);
+    fs::remove_file(node.path(path)).unwrap();
+    let removed = format!("{path} was removed after containerd started");
+    let before = process(&node);
+    for arguments in [&UNINSTALL[..], &[UNINSTALL[0], UNINSTALL[1], "--dry-run"]] {
+        let (status, report) = node.change(arguments);
+        assert_eq!((status, report.restarts), (3, 0), "{report:?}");
+        let reason = report.reason.unwrap();
+        assert!(reason.starts_with(&removed), "{reason}");
+        assert!(node.is_found(&reason), "{reason}");
+    }
+    assert_eq!(process(&node), before);
+    let (status, report) = node.change(&[&UNINSTALL[..], &[ACCEPT]].concat());
+    assert_eq!((status, report.restarts), (0, 1), "{report:?}");
+    node.assert_healthy();
+    let own = format!("{kubelet}/50-own.conf");
+    node.write(&own, b"maxPods: x\n", 0o644);
+    is_refused(&node, &INSTALL, &own, "the kubelet's configuration");
 }
 
 #[test]

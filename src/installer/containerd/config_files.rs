@@ -103,24 +103,55 @@ fn import_paths(host: &HostRoot, file: &SourceFile) -> Vec<String> {
 /// The paths that match a pattern, in byte order, directory by directory as Go's `filepath.Glob` finds them. Like `filepath.Glob` and
 /// containerd, skips directories that can't be listed.
 fn expand(host: &HostRoot, pattern: &str) -> Vec<String> {
-    let mut paths = vec![String::new()];
+    search(host, pattern, &mut |_| {})
+}
+
+/// The directories in which a pattern looks for names, as far as they exist: with `/etc/*/a.toml`, `/etc` and each directory in it.
+pub(crate) fn searched_directories(host: &HostRoot, pattern: &str) -> BTreeSet<String> {
+    let mut searched = BTreeSet::new();
+    if pattern.contains('*') {
+        search(host, pattern, &mut |directory| {
+            if searched.len() < MAX_IMPORTS {
+                searched.insert(directory.to_owned());
+            }
+        });
+    }
+    let is_directory = |path: &String| {
+        let metadata = host.metadata(path).ok().flatten();
+        metadata.is_some_and(|metadata| metadata.is_dir())
+    };
+    searched.retain(is_directory);
+    searched
+}
+
+/// As [`expand`]. `visit` gets every directory from the first part with a pattern on.
+fn search(host: &HostRoot, pattern: &str, visit: &mut impl FnMut(&str)) -> Vec<String> {
+    let (mut paths, mut is_searched) = (vec![String::new()], false);
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         let Some(glob) = Glob::parse(part) else {
             return Vec::new();
         };
-        paths = paths
-            .iter()
-            .flat_map(|directory| {
-                let listed = if part.contains(['*', '?', '[', '\\']) {
-                    host.list(if directory.is_empty() { "/" } else { directory })
-                        .unwrap_or_default()
-                } else {
-                    vec![part.to_owned()]
-                };
-                let matching = listed.into_iter().filter(|name| glob.matches(name));
-                matching.map(move |name| format!("{directory}/{name}"))
-            })
-            .collect();
+        let is_pattern = part.contains(['*', '?', '[', '\\']);
+        is_searched |= is_pattern;
+        let mut found = Vec::new();
+        for directory in paths {
+            let here = if directory.is_empty() {
+                "/"
+            } else {
+                &directory
+            };
+            if is_searched {
+                visit(here);
+            }
+            let listed = if is_pattern {
+                host.list(here).unwrap_or_default()
+            } else {
+                vec![part.to_owned()]
+            };
+            let matching = listed.into_iter().filter(|name| glob.matches(name));
+            found.extend(matching.map(|name| format!("{directory}/{name}")));
+        }
+        paths = found;
     }
     paths.retain(|path| host.seems_to_exist(path));
     paths
@@ -162,5 +193,24 @@ mod tests {
             ]
         );
         assert_eq!(config_files.imported[4].text, None);
+    }
+
+    #[test]
+    fn a_pattern_searches_every_directory_from_its_first_wildcard_on() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["etc/c/a", "etc/c/b/x", "etc/c/other.d"] {
+            std::fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        std::fs::write(directory.path().join("etc/c/b.toml"), "").unwrap();
+        std::fs::write(directory.path().join("etc/c/a/p.toml"), "").unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        let searched = |pattern: &str| searched_directories(&host, pattern).into_iter();
+        let all: Vec<String> = searched("/etc/c/*/p.toml").collect();
+        assert_eq!(all, ["/etc/c", "/etc/c/a", "/etc/c/b", "/etc/c/other.d"]);
+        assert_eq!(searched("/etc/c/*.toml").collect::<Vec<_>>(), ["/etc/c"]);
+        let deeper: Vec<String> = searched("/etc/c/b/*/q/*.toml").collect();
+        assert_eq!(deeper, ["/etc/c/b", "/etc/c/b/x"]);
+        assert_eq!(searched("/etc/c/b.toml").count(), 0);
+        assert_eq!(searched("/gone/*.toml").count(), 0);
     }
 }

@@ -42,7 +42,7 @@ use os::{
     directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
     symlinked_directory_problem, version_command,
 };
-use pending::{Subject, record_loaded};
+use pending::{Subject, record_loaded, record_present};
 use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
 use restart_inputs::RestartInputs;
 use verify_cache::VerifyCache;
@@ -208,6 +208,21 @@ impl HostFacts {
         match subject(host, self, &service, &socket) {
             Some(subject) => record_loaded(&subject, &self.restart_inputs.inputs),
             None => Ok(()),
+        }
+    }
+
+    /// Records which files the new process of containerd and its service have found, after a restart.
+    ///
+    /// # Errors
+    /// When no containerd can be searched for, or the record can't be written.
+    pub(crate) fn record_present(&self, host: &HostRoot) -> host::Result<()> {
+        let (service, socket) = (self.service(), self.socket());
+        let daemon = daemon::find_daemon(host)?;
+        match (subject(host, self, &service, &socket), daemon) {
+            (Some(subject), Some(daemon)) => {
+                record_present(&subject, &self.restart_inputs.inputs, daemon.process)
+            }
+            (None, _) | (_, None) => Ok(()),
         }
     }
 

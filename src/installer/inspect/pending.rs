@@ -11,7 +11,7 @@ use super::prerequisites::is_nri_plugin;
 use super::restart_inputs::{Change, Contents, Input, InputKind, StartTime};
 use crate::containerd_config::{ConfigFiles, SourceFile, start_needs};
 use crate::handoff::{Sha256Digest, to_json};
-use crate::installer::containerd::config_files::patterns;
+use crate::installer::containerd::config_files::{patterns, searched_directories};
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::{
     Clock, service_process, start_time, without_deleted_mark,
@@ -50,6 +50,10 @@ struct LoadedConfig {
     process: (u32, u64),
     boot_id: String,
     digests: BTreeMap<String, Sha256Digest>,
+    /// The files of the unit and of the distribution's own configuration that existed then. A file that is absent has no time of its removal,
+    /// and the service itself writes to their directories.
+    #[serde(default)]
+    present: BTreeSet<String>,
 }
 
 /// The facts about a host that determine the inputs.
@@ -95,6 +99,7 @@ impl Subject<'_> {
         inputs.extend(self.unit(starts.service, service, status));
         inputs.extend(self.program_of_unit(main, starts.service, service));
         inputs.extend(self.distribution(starts.service, service));
+        inputs.extend(self.removed(loaded.as_ref()));
         inputs
     }
 
@@ -279,8 +284,12 @@ impl Subject<'_> {
         loaded: Option<&LoadedConfig>,
         files: &[Input],
     ) -> Vec<Input> {
-        let globs = self.config_files.files().flat_map(patterns);
-        let directories = globs.filter_map(|glob| directory_of_glob(&glob));
+        let globs: Vec<String> = self.config_files.files().flat_map(patterns).collect();
+        let deeper = globs
+            .iter()
+            .flat_map(|glob| searched_directories(self.host, glob));
+        let first = globs.iter().filter_map(|glob| directory_of_glob(glob));
+        let directories = first.chain(deeper);
         let snippets = self.snippet_directory();
         let directories: BTreeSet<String> = directories.chain(snippets.clone()).collect();
         let input = |directory: String| {
@@ -384,6 +393,39 @@ impl Subject<'_> {
         plugins.chain(directory).collect()
     }
 
+    /// The files that an earlier run recorded and that are absent now.
+    fn removed(&self, loaded: Option<&LoadedConfig>) -> Vec<Input> {
+        let present = loaded.into_iter().flat_map(|loaded| &loaded.present);
+        let removed = present.filter(|path| matches!(self.host.exists(path), Ok(false)));
+        removed
+            .map(|path| Input {
+                path: path.clone(),
+                kind: InputKind::Distribution,
+                change: Change::Removed,
+                contents: Contents::Foreign,
+            })
+            .collect()
+    }
+
+    /// The files among the inputs that are recorded as present. The configuration and the snippets are left out: their directories tell of
+    /// a removal.
+    fn present(&self, inputs: &[Input]) -> BTreeSet<String> {
+        let sources: BTreeSet<&str> = self.sources.iter().map(|file| file.path.as_str()).collect();
+        let snippets = self.snippet_directory();
+        let is_snippet = |path: &str| {
+            let directory = snippets.as_deref();
+            directory.is_some_and(|it| it == path || it == parent_directory(path))
+        };
+        let is_recorded = |input: &&Input| match (input.kind, input.change) {
+            (InputKind::Unit | InputKind::Distribution, Change::At(..) | Change::Removed) => {
+                !sources.contains(input.path.as_str()) && !is_snippet(&input.path)
+            }
+            _ => false,
+        };
+        let recorded = inputs.iter().filter(is_recorded);
+        recorded.map(|input| input.path.clone()).collect()
+    }
+
     /// The identity of the program at `path`; `None` if it is absent, or others than root can replace it.
     fn identity_at(&self, path: &str) -> Option<(u64, u64)> {
         self.host.open_program(path).ok()?.identity().ok()
@@ -402,7 +444,8 @@ impl Subject<'_> {
         let is_own = name.starts_with('/') && file_name(name).contains("containerd");
         let times = is_own.then(|| self.host.times(name).ok())??;
         // The process was started by that path, so it existed.
-        let is_changed = times.is_none_or(|times| start.may_be_before(times.latest));
+        let is_changed =
+            times.is_none_or(|times| start.may_be_before(times.latest.max(times.moved)));
         is_changed.then(|| name.to_owned())
     }
 
@@ -489,12 +532,35 @@ impl Subject<'_> {
             .collect()
     }
 
+    /// The files of others in the directory from which the kubelet of k3s and RKE2 reads its configuration. k3s writes its own files there at
+    /// each start, so the directory itself does not count (k3s, `pkg/daemons/agent`).
+    fn kubelet_config(&self) -> Vec<String> {
+        if !matches!(self.distro.edited, Edited::GoTemplate { .. }) {
+            return Vec::new();
+        }
+        let root = &self.config_files.root.path;
+        let directory = format!(
+            "{}/kubelet.conf.d",
+            parent_directory(parent_directory(root))
+        );
+        let own = [
+            format!("00-{}-defaults.conf", self.distro.id),
+            "10-cli-config.conf".to_owned(),
+        ];
+        let names = self.host.list(&directory).unwrap_or_default().into_iter();
+        let names =
+            names.filter(|name| name.strip_suffix(".conf").is_some() && !own.contains(name));
+        let paths = names.map(|name| format!("{directory}/{name}"));
+        paths.take(MAX_FILES).collect()
+    }
+
     /// The distribution's own configuration.
     fn distribution(&self, start: StartTime, service: &Unit) -> Vec<Input> {
         let reads = self.is_rendered() && self.distro.restart == Restart::Service;
         let service = service.as_ref().ok().filter(|_| reads);
         let named = service.map_or_else(Vec::new, |service| self.named_by_unit(service));
         let paths = self.distro.own_config.iter().map(|path| (*path).to_owned());
+        let of_kubelet = self.kubelet_config().into_iter();
         let with_files = paths.chain(named).flat_map(|path| {
             let listed = match path.strip_suffix(".d") {
                 Some(_) => self.host.list(&path).unwrap_or_default(),
@@ -505,6 +571,7 @@ impl Subject<'_> {
             std::iter::once(path).chain(files)
         });
         with_files
+            .chain(of_kubelet)
             .filter_map(|path| self.at(InputKind::Distribution, &path, start))
             .collect()
     }
@@ -539,19 +606,55 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
             .filter(is_loaded)
             .filter_map(|input| Some((input.path.clone(), digest(input)?)))
             .collect(),
+        present: subject.present(inputs),
     };
-    let text = to_json(&loaded);
-    let host = subject.host;
+    write_loaded(subject.host, &loaded)
+}
+
+/// Records after a restart which files of `inputs` the new process of containerd and its service have found.
+///
+/// # Errors
+/// When the record can't be written.
+pub(crate) fn record_present(
+    subject: &Subject<'_>,
+    inputs: &[Input],
+    process: (u32, u64),
+) -> host::Result<()> {
+    let exists = |path: &String| matches!(subject.host.exists(path), Ok(true));
+    let mut present = subject.present(inputs);
+    present.retain(exists);
+    let loaded = LoadedConfig {
+        process,
+        boot_id: subject.boot_id.to_owned(),
+        digests: BTreeMap::new(),
+        present,
+    };
+    write_loaded(subject.host, &loaded)
+}
+
+fn write_loaded(host: &HostRoot, loaded: &LoadedConfig) -> host::Result<()> {
+    let text = to_json(loaded);
     let before = host.digest(LOADED_FILE)?;
     host.replace(LOADED_FILE, text.as_bytes(), before, 0o600)
 }
 
 /// The time that counts as the last change of an input. A hook of `MicroK8s` sets the attributes of its own files after each start
 /// (`snap/hooks/configure`), and leaves their contents alone.
+///
+/// Of a file of the unit, a directory that was renamed does not count: systemd compares its files itself, and the first change below a
+/// directory of an overlay file system looks like a rename.
 fn last_change(times: Times, kind: InputKind, edited: &Edited) -> Duration {
     match (kind, edited) {
         (InputKind::Distribution, Edited::TomlTemplate(_)) => times.modified,
-        _ => times.latest,
+        (InputKind::Unit | InputKind::NriPlugin | InputKind::NriPlugins, _) => times.latest,
+        (
+            InputKind::Config
+            | InputKind::AbsentConfig
+            | InputKind::ImportDirectory
+            | InputKind::Program
+            | InputKind::Distribution,
+            _,
+        ) => times.latest.max(times.moved),
     }
 }
 
@@ -608,16 +711,21 @@ mod tests {
 
     #[rstest]
     #[case::of_microk8s("microk8s", InputKind::Distribution, 1)]
-    #[case::of_its_containerd("microk8s", InputKind::Config, 2)]
-    #[case::of_k3s("k3s", InputKind::Distribution, 2)]
+    #[case::of_its_containerd("microk8s", InputKind::Config, 3)]
+    #[case::of_k3s("k3s", InputKind::Distribution, 3)]
+    #[case::of_a_unit("k3s", InputKind::Unit, 2)]
     fn changed_attributes_of_microk8s_own_files_are_no_change(
         #[case] distro: &str,
         #[case] kind: InputKind,
         #[case] expected: u64,
     ) {
-        let (modified, latest) = (Duration::from_secs(1), Duration::from_secs(2));
-        let edited = &by_id(distro).edited;
-        let changed = last_change(Times { modified, latest }, kind, edited);
+        let [modified, latest, moved] = [1, 2, 3].map(Duration::from_secs);
+        let times = Times {
+            modified,
+            latest,
+            moved,
+        };
+        let changed = last_change(times, kind, &by_id(distro).edited);
         assert_eq!(changed, Duration::from_secs(expected));
     }
 

@@ -112,6 +112,8 @@ pub enum Change {
     At(Duration, StartTime),
     /// The running program is not the file at the path.
     Replaced,
+    /// The path existed when the running process had started, as an earlier run recorded, and is absent now.
+    Removed,
     /// systemd has not loaded the present files of the unit (`NeedDaemonReload`).
     NotReloaded,
 }
@@ -122,7 +124,7 @@ impl Change {
     pub fn is_pending(self) -> bool {
         match self {
             Self::At(changed, start) => start.may_be_before(changed),
-            Self::Replaced | Self::NotReloaded => true,
+            Self::Replaced | Self::Removed | Self::NotReloaded => true,
         }
     }
 }

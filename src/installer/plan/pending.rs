@@ -45,6 +45,8 @@ enum Verdict {
     Unknown(Problem),
     /// A rehearsal does not read it.
     NotRehearsed,
+    /// It is absent, and a rehearsal does not read it.
+    Removed,
     /// systemd has not loaded it.
     NotReloaded,
     /// containerd would use something else than the running containerd.
@@ -92,9 +94,20 @@ impl fmt::Display for Pending {
             InputKind::Program => ("the program ", ""),
             InputKind::NriPlugin => ("the NRI plugin ", ""),
         };
+        let change = match self.verdict {
+            Verdict::Removed => "removed",
+            Verdict::Passes
+            | Verdict::Edited
+            | Verdict::Fails(_)
+            | Verdict::FailsUnchanged(_)
+            | Verdict::Unknown(_)
+            | Verdict::NotRehearsed
+            | Verdict::NotReloaded
+            | Verdict::Moves { .. } => "changed",
+        };
         write!(
             formatter,
-            "{what}{path} {is}was changed after containerd started"
+            "{what}{path} {is}was {change} after containerd started"
         )?;
         match &self.verdict {
             Verdict::Edited if self.kind == InputKind::AbsentConfig => {
@@ -102,6 +115,7 @@ impl fmt::Display for Pending {
             }
             Verdict::Passes
             | Verdict::NotRehearsed
+            | Verdict::Removed
             | Verdict::NotReloaded
             | Verdict::FailsUnchanged(_) => Ok(()),
             Verdict::Edited => formatter.write_str(", and is no longer as Farrier wrote it"),
@@ -320,6 +334,7 @@ fn verdict(input: &Input, start: &Rehearsal) -> Option<Verdict> {
     let is_edited = input.contents == Contents::Edited;
     Some(match (input.kind, input.change) {
         (_, Change::NotReloaded) => Verdict::NotReloaded,
+        (_, Change::Removed) => Verdict::Removed,
         (InputKind::Unit | InputKind::Distribution, _) if is_edited => Verdict::Edited,
         (
             InputKind::NriPlugin
@@ -376,6 +391,7 @@ pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, Pe
         | Verdict::FailsUnchanged(_)
         | Verdict::Unknown(_)
         | Verdict::NotRehearsed
+        | Verdict::Removed
         | Verdict::NotReloaded => accepted,
     };
     let (allowed, refused): (Vec<Pending>, Vec<Pending>) =
@@ -390,6 +406,7 @@ pub(crate) fn check(facts: &HostFacts, accepted: bool) -> Result<Vec<String>, Pe
         | Verdict::Fails(_)
         | Verdict::Unknown(_)
         | Verdict::NotRehearsed
+        | Verdict::Removed
         | Verdict::NotReloaded
         | Verdict::Moves { .. } => {
             format!("{pending}: a restart of containerd puts this change into effect")
@@ -595,6 +612,7 @@ mod tests {
     #[case::unit_from_before_the_start(InputKind::Unit, changed(-120), [Goes, Waits, Goes])]
     #[case::unit_that_systemd_has_not_loaded(InputKind::Unit, Change::NotReloaded, [Waits, Waits, Waits])]
     #[case::distribution(InputKind::Distribution, changed(10), [Waits, Waits, Waits])]
+    #[case::a_removed_distribution(InputKind::Distribution, Change::Removed, [Waits, Waits, Waits])]
     #[case::nri_plugin(InputKind::NriPlugin, changed(10), [Waits, Waits, Waits])]
     #[case::nri_plugins(InputKind::NriPlugins, changed(10), [Waits, Waits, Waits])]
     fn what_no_rehearsal_reads_waits_for_an_operator(
@@ -644,7 +662,9 @@ mod tests {
     fn outcome(facts: &HostFacts) -> Expected {
         let path = facts.restart_inputs.inputs[0].path.as_str();
         let is_named = |text: &str| {
-            text.contains(path) && text.contains("was changed after containerd started")
+            let is_told =
+                |word: &str| text.contains(&format!("was {word} after containerd started"));
+            text.contains(path) && (is_told("changed") || is_told("removed"))
                 || text.contains(FAILS_UNCHANGED)
         };
         let refused = |accepted: bool| {

@@ -852,6 +852,7 @@ mod tests {
             pending(InputKind::Program, Change::Replaced),
             pending(InputKind::Unit, Change::NotReloaded),
             pending(InputKind::Distribution, changed()),
+            pending(InputKind::Distribution, Change::Removed),
             pending(InputKind::AbsentConfig, changed()),
             |facts| {
                 pending(InputKind::Config, changed())(facts);

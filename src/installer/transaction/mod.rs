@@ -258,6 +258,9 @@ async fn act(
             let limit = service.serve_limit.min(patience);
             restart::await_network(host, &journal.socket, limit).await?;
         }
+        if let Err(error) = facts.record_present(host) {
+            warn!(%error, "failed to record the files that containerd was started with: the next run does not notice if one of them is removed");
+        }
         if facts.distro.searches() {
             taken = taken_by_distro(plan, &served);
         }
