@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::containerd_config::{
-    self, DeclaredHandler, Handler, handlers_declared_twice, imports, runtimes_of_dump,
+    DeclaredHandler, Handler, handlers_declared_twice, runtimes_of_dump,
 };
 use crate::handoff::{Problem, Sha256Digest, printable};
 use crate::installer::distro::Restart;
