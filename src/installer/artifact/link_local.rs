@@ -65,16 +65,18 @@ fn is_refused(address: IpAddr) -> bool {
             .any(|(network, length)| is_in(address, *network, *length))
 }
 
-/// The IPv4 address in an IPv6 address: mapped (RFC 4291, 2.5.5.2), compatible (2.5.5.1), of NAT64 (RFC 6052) or of 6to4 (RFC 3056).
+/// The IPv4 address in an IPv6 address: mapped (RFC 4291, 2.5.5.2), compatible (2.5.5.1), translated by SIIT (RFC 2765, 2.1), of NAT64 (RFC
+/// 6052, and RFC 8215 with the address at the end) or of 6to4 (RFC 3056).
 fn embedded(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else {
         return address;
     };
     let v4 = match v6.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            Some([high, low])
-        }
-        [0x2002, high, low, ..] => Some([high, low]),
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low]
+        | [0x2002, high, low, ..] => Some([high, low]),
         _ => None,
     };
     v4.map_or(address, |[high, low]| {
@@ -175,6 +177,11 @@ mod tests {
     #[case::mapped("::ffff:169.254.169.254", true)]
     #[case::compatible("::169.254.169.254", true)]
     #[case::nat64("64:ff9b::a9fe:a9fe", true)]
+    #[case::nat64_of_one_network("64:ff9b:1::a9fe:a9fe", true)]
+    #[case::nat64_of_one_network_with_more_bits("64:ff9b:1:fffe:0:1:a9fe:a9fe", true)]
+    #[case::nat64_to_a_public_address("64:ff9b:1::8c52:7904", false)]
+    #[case::translated("::ffff:0:a9fe:a9fe", true)]
+    #[case::translated_to_a_public_address("::ffff:0:8c52:7904", false)]
     #[case::six_to_four("2002:a9fe:a9fe::1", true)]
     #[case::aws("fd00:ec2::254", true)]
     #[case::aws_of_pods("fd00:ec2::23", true)]
@@ -201,6 +208,7 @@ mod tests {
     #[case::with_a_final_dot("http://169.254.169.254./", true)]
     #[case::in_brackets("https://[fe80::1]:8443/", true)]
     #[case::mapped("http://[::ffff:a9fe:a9fe]/", true)]
+    #[case::translated("http://[::ffff:0:a9fe:a9fe]/", true)]
     #[case::a_user_that_looks_like_it("http://169.254.169.254@example.org/", false)]
     #[case::a_name("http://169.254.169.254.example.org/", false)]
     fn an_address_in_a_url_is_refused_in_any_notation(
