@@ -44,6 +44,7 @@ pub fn served(handlers: &[&str]) -> Served {
         default: "runc".to_owned(),
         handlers: managed.chain([runc]).collect(),
         options: BTreeMap::new(),
+        runtime_paths: BTreeMap::new(),
     }
 }
 

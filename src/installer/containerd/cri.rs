@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::containerd_config::{CniSettings, Value};
 use crate::handoff::printable;
 use crate::installer::host::HostRoot;
+use crate::installer::host::path::file_name;
 
 /// Limit of one call. The CRI answers in milliseconds; the rest is for a node under load.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -93,6 +94,34 @@ pub struct Served {
     ///
     /// [`DeclaredHandler::to_handler`]: crate::containerd_config::DeclaredHandler::to_handler
     pub options: BTreeMap<String, BTreeMap<String, Value>>,
+    /// The `runtimePath` of each handler that has one: the shim that containerd starts, whatever the type is. The journal does not record it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runtime_paths: BTreeMap<String, String>,
+}
+
+impl Served {
+    /// Whether both serve the same handlers, as far as the journal records them.
+    #[must_use]
+    pub fn has_same_handlers(&self, other: &Self) -> bool {
+        (self.ready, &self.default) == (other.ready, &other.default)
+            && self.handlers == other.handlers
+            && self.options == other.options
+    }
+
+    /// Whether containerd runs the pods of `handler` with runc's shim; `""` is the default handler.
+    #[must_use]
+    pub fn is_runc(&self, handler: &str) -> bool {
+        let handler = if handler.is_empty() {
+            &self.default
+        } else {
+            handler
+        };
+        let is_of_runc = |path: &String| file_name(path).starts_with("containerd-shim-runc-");
+        let runtime_type = self.handlers.get(handler);
+        let path = self.runtime_paths.get(handler);
+        runtime_type.is_some_and(|it| it.starts_with("io.containerd.runc."))
+            && path.is_none_or(is_of_runc)
+    }
 }
 
 /// The directories that the running containerd keeps its data in; `None` where it does not tell.
@@ -138,6 +167,25 @@ struct Config {
 }
 
 impl Config {
+    fn served(self, ready: bool) -> Served {
+        let mut served = Served {
+            ready,
+            default: self.containerd.default_runtime_name,
+            ..Served::default()
+        };
+        for (name, runtime) in self.containerd.runtimes.unwrap_or_default() {
+            let options = runtime.options();
+            if !options.is_empty() {
+                served.options.insert(name.clone(), options);
+            }
+            if !runtime.path.is_empty() {
+                served.runtime_paths.insert(name.clone(), runtime.path);
+            }
+            served.handlers.insert(name, runtime.kind);
+        }
+        served
+    }
+
     fn directories(&self) -> DataDirectories {
         let above = |directory: &str| {
             let (above, _) = directory.trim_end_matches('/').rsplit_once('/')?;
@@ -180,10 +228,11 @@ struct Containerd {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Runtime {
-    #[serde(default)]
-    runtime_type: String,
+    #[serde(default, rename = "runtimeType")]
+    kind: String,
+    #[serde(default, rename = "runtimePath")]
+    path: String,
     #[serde(default)]
     options: Option<BTreeMap<String, serde_json::Value>>,
 }
@@ -233,29 +282,15 @@ pub async fn status(host: &HostRoot, socket: &str) -> Result<Status, Error> {
         .collect();
     // On 1.x this text holds registry passwords: it is never logged.
     let config = status.info.get("config").map_or("", String::as_str);
-    let config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
+    let mut config: Config = serde_json::from_str(config).map_err(|error| Error::Unreadable {
         message: fault(&error).to_owned(),
     })?;
     let directories = config.directories();
     let network = Network {
         ready: true_conditions.contains(&"NetworkReady"),
-        cni: config.cni.map(Cni::settings),
+        cni: config.cni.take().map(Cni::settings),
     };
-    let runtimes = config.containerd.runtimes.unwrap_or_default();
-    let options = runtimes
-        .iter()
-        .map(|(name, runtime)| (name.clone(), runtime.options()))
-        .filter(|(_, options)| !options.is_empty())
-        .collect();
-    let served = Served {
-        ready: true_conditions.contains(&"RuntimeReady"),
-        default: config.containerd.default_runtime_name,
-        handlers: runtimes
-            .into_iter()
-            .map(|(name, runtime)| (name, runtime.runtime_type))
-            .collect(),
-        options,
-    };
+    let served = config.served(true_conditions.contains(&"RuntimeReady"));
     Ok(Status {
         served,
         directories,
@@ -455,6 +490,46 @@ mod tests {
         let absent = serde_json::json!({"binDirs": null});
         assert_eq!(settings(absent), Some(CniSettings::default()));
         assert_eq!(settings(serde_json::Value::Null), None);
+    }
+
+    #[test]
+    fn only_handlers_with_the_type_and_the_shim_of_runc_are_taken_for_runc() {
+        let runc = "io.containerd.runc.v2";
+        let config = serde_json::json!({"containerd": {"defaultRuntimeName": "runc", "runtimes": {
+            "runc": {"runtimeType": runc, "runtimePath": ""},
+            "old-runc": {"runtimeType": runc},
+            "other-runc": {"runtimeType": runc, "runtimePath": "/opt/x/containerd-shim-runc-v2"},
+            "hidden": {"runtimeType": runc, "runtimePath": "/opt/x/containerd-shim-spin-v2"},
+            "spin": {"runtimeType": "/opt/farrier/bin/containerd-shim-spin", "options": null},
+        }}});
+        let config: Config = serde_json::from_value(config).unwrap();
+        let served = config.served(true);
+        let is_runc = [
+            "",
+            "runc",
+            "old-runc",
+            "other-runc",
+            "hidden",
+            "spin",
+            "gone",
+        ]
+        .map(|handler| (handler, served.is_runc(handler)));
+        let expected = [
+            ("", true),
+            ("runc", true),
+            ("old-runc", true),
+            ("other-runc", true),
+            ("hidden", false),
+            ("spin", false),
+            ("gone", false),
+        ];
+        assert_eq!(is_runc, expected);
+        // A journal has no paths of programs.
+        let recorded = Served {
+            runtime_paths: BTreeMap::new(),
+            ..served.clone()
+        };
+        assert!(recorded != served && recorded.has_same_handlers(&served));
     }
 
     #[test]

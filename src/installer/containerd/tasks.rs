@@ -27,7 +27,7 @@ pub(super) const CONCURRENCY: usize = 16;
 
 /// The pods of `sandboxes` that a restart of containerd ends, sorted.
 ///
-/// Pods whose handler has the runtime type of runc are not looked at: its shim reports its processes.
+/// Pods of runc's shim are not looked at: it reports its processes.
 ///
 /// # Errors
 /// When containerd does not answer. A shim that does not answer counts as one that reports no process.
@@ -40,7 +40,7 @@ pub async fn ending_pods(
 ) -> Result<Vec<EndingPod>, cri::Error> {
     let questions: Vec<(&Sandbox, &str)> = sandboxes
         .iter()
-        .filter(|sandbox| !is_runc(served, &sandbox.handler))
+        .filter(|sandbox| !served.is_runc(&sandbox.handler))
         .flat_map(|sandbox| {
             let containers = containers_to_ask(release, sandbox);
             containers.map(move |container| (sandbox, container))
@@ -69,17 +69,6 @@ pub async fn ending_pods(
         .collect()
         .await;
     Ok(ending.into_iter().collect())
-}
-
-/// Whether containerd runs the pods of `handler` with runc's shim.
-fn is_runc(served: &Served, handler: &str) -> bool {
-    let handler = if handler.is_empty() {
-        &served.default
-    } else {
-        handler
-    };
-    let runtime_type = served.handlers.get(handler);
-    runtime_type.is_some_and(|it| it.starts_with("io.containerd.runc."))
 }
 
 /// The identifiers of the containers whose shims this release asks for processes when it starts.
@@ -143,23 +132,5 @@ mod tests {
         };
         let asked = containers_to_ask(release.parse().ok(), &ended);
         assert_eq!(asked.count(), 0, "an ended sandbox has no shim");
-    }
-
-    #[test]
-    fn only_handlers_with_the_type_of_runc_are_taken_for_runc() {
-        let served = Served {
-            ready: true,
-            default: "runc".to_owned(),
-            handlers: [
-                ("runc", "io.containerd.runc.v2"),
-                ("spin", "/opt/farrier/bin/containerd-shim-spin"),
-            ]
-            .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
-            .into(),
-            ..Served::default()
-        };
-        for (handler, expected) in [("runc", true), ("", true), ("spin", false), ("gone", false)] {
-            assert_eq!(is_runc(&served, handler), expected, "{handler}");
-        }
     }
 }

@@ -166,6 +166,7 @@ impl Runtimes {
                 .filter(|(_, entry)| !entry.options.is_empty())
                 .map(|(name, entry)| (name.clone(), OptionValue::to_toml(&entry.options)))
                 .collect(),
+            runtime_paths: BTreeMap::new(),
         }
     }
 }
@@ -371,6 +372,7 @@ mod tests {
             options: handlers
                 .map(|(name, _)| ((*name).to_owned(), options.clone()))
                 .collect(),
+            runtime_paths: BTreeMap::new(),
         }
     }
 
@@ -433,7 +435,7 @@ mod tests {
         let (expected, served) = (expected_of_change(), served(handlers, default));
         assert_eq!(expected.verify_change(&served).is_ok(), is_changed);
         assert_eq!(expected.verify_undone(&served).is_ok(), is_undone);
-        assert_eq!(expected.before() == served, is_undone);
+        assert_eq!(expected.before().has_same_handlers(&served), is_undone);
         let starting = Served {
             ready: false,
             ..served

@@ -250,7 +250,8 @@ async fn roll_back_interrupted(
 async fn already_undone(host: &HostRoot, journal: &Journal) -> Option<Served> {
     let before = journal.expected.as_ref()?.before();
     let served = cri::served(host, &journal.socket).await.ok()?;
-    Some(served).filter(|served| *served == before && journal.has_original_config(host))
+    let is_same = served.has_same_handlers(&before) && journal.has_original_config(host);
+    is_same.then_some(served)
 }
 
 /// Checks before the undoing that containerd can and may be restarted, and returns the pods that the restart will end. A service whose
