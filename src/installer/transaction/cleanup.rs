@@ -498,6 +498,21 @@ mod tests {
     }
 
     #[test]
+    fn a_binary_that_a_shim_runs_is_kept_where_containerd_does_not_run() {
+        let root = tempfile::tempdir().unwrap();
+        let program = format!("/opt/farrier/store/{A}");
+        let in_use = InUse::Shims(vec![Orphan::of_program(100, &program)]);
+        let (reports, state, there) = end(root.path(), None, &in_use);
+        assert_eq!(there, [true, false, false, false]);
+        assert_eq!(state.draining.keys().collect::<Vec<_>>(), ["a"]);
+        let [report] = reports.as_slice() else {
+            panic!("{reports:?}");
+        };
+        let reason = "shim processes still run the binary of the handler";
+        assert_eq!(report.reason.as_deref(), Some(reason));
+    }
+
+    #[test]
     fn a_handler_in_use_that_stays_declared_is_recorded_as_installed() {
         let root = tempfile::tempdir().unwrap();
         let (reports, state, there) = end(root.path(), Some(&reserving()), &used(&["a"]));
@@ -511,6 +526,7 @@ mod tests {
     #[case::no_pods(used(&[]), false)]
     #[case::pods_of_another_handler(used(&["c"]), false)]
     #[case::shims_of_another_binary(outlived(&["/opt/farrier/store/other"]), false)]
+    #[case::no_shims_without_containerd(InUse::Shims(Vec::new()), false)]
     #[case::unknown_pods(InUse::Unknown, true)]
     fn binaries_are_removed_without_pods_and_kept_if_the_pods_are_unknown(
         #[case] in_use: InUse,
