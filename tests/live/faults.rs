@@ -1,17 +1,20 @@
 //! Faults of nodes: the change is refused or undone, and the report has the reason.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
-use farrier::handoff::Outcome;
+use farrier::handoff::{Outcome, ProvisionReport};
 use nix::mount::MsFlags;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rstest::rstest;
 
 use crate::containerd::programs;
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
+use crate::pending::NETWORK;
 
 const INSTALL: [&str; 2] = ["install", "--shim=a=file:///srv/a"];
 
@@ -99,6 +102,41 @@ fn a_containerd_that_ends_after_its_start_is_rolled_back() {
 fn a_containerd_that_never_answers_is_rolled_back() {
     // One release is enough: each case takes a minute and does not depend on the release.
     assert_rolled_back(&programs()[2], &["silent"], "did not serve within");
+}
+
+/// Another program may remove the configuration of the CNI during the restart, and the CRI serves without it.
+#[test]
+fn a_change_after_which_the_network_is_gone_is_rolled_back() {
+    let node = Node::stopped(&programs()[1], &[]);
+    let network = "/etc/cni/net.d/10.conflist";
+    node.write(network, NETWORK, 0o644);
+    node.write(CONFIG_PATH, CONFIG.as_bytes(), 0o644);
+    node.start();
+    let (asked, answered) = (node.path("/run/asked"), node.path("/run/answered"));
+    for pipe in [&asked, &answered] {
+        mkfifo(pipe, Mode::S_IRWXU).unwrap();
+    }
+    node.fail(&["asks"]);
+    // A part of the remaining time is spent on waiting for the network.
+    let deadline = ["--deadline=45", "-o", "json"];
+    let mut command = node.command(&[&INSTALL[..], &deadline].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    File::open(asked).unwrap().read_exact(&mut [0]).unwrap();
+    fs::remove_file(node.path(network)).unwrap();
+    fs::write(answered, "\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let report = ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{report:?}");
+    assert_eq!(report.restarts, 2, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(
+        reason.contains("the network of pods was not ready"),
+        "{reason}"
+    );
+    assert_eq!(node.config(), CONFIG);
+    // Without a network before the change, none is waited for.
+    assert_eq!(node.change(&INSTALL).0, 0);
 }
 
 #[test]

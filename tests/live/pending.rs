@@ -608,7 +608,7 @@ fn an_nri_plugin_of_others_is_not_started_and_a_file_that_is_none_refuses_a_rest
 }
 
 /// The CNI configuration of a loopback network.
-const NETWORK: &[u8] =
+pub const NETWORK: &[u8] =
     b"{\"cniVersion\":\"0.4.0\",\"name\":\"x\",\"plugins\":[{\"type\":\"loopback\"}]}";
 
 #[test]

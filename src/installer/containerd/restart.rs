@@ -37,7 +37,7 @@ pub enum Error {
     Ended(String),
     /// The network of the pods was ready before the restart.
     #[error(
-        "the network of pods is not ready {limit:?} after the restart of containerd: {message}"
+        "the network of pods was not ready within {limit:?} after the restart of containerd: {message}"
     )]
     NoNetwork {
         /// The time since containerd serves.
@@ -108,7 +108,9 @@ pub(crate) async fn await_network(
             Ok(_) => "its condition NetworkReady is false".to_owned(),
             Err(error) => error.to_string(),
         };
-        if since.elapsed() >= limit {
+        let waited = since.elapsed();
+        if waited >= limit {
+            let limit = Duration::from_secs(waited.as_secs());
             return Err(Error::NoNetwork { limit, message });
         }
         tokio::time::sleep(POLL_INTERVAL).await;
