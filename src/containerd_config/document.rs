@@ -135,7 +135,7 @@ impl<'a> Document<'a> {
         self.item(&[plugins, key]).is_some()
     }
 
-    /// Whether version 1 and version 2 of the schema would read the file, or a file that it imports, differently.
+    /// Whether version 1 and version 2 of the schema would read the file differently.
     pub(super) fn depends_on_version(&self) -> Result<bool, Error> {
         let plugins = self
             .parsed
@@ -143,8 +143,6 @@ impl<'a> Document<'a> {
             .and_then(Item::as_table_like)
             .is_some_and(|plugins| !plugins.is_empty());
         Ok(plugins
-            // containerd 1.7 reads an imported file without a version under that of the root.
-            || !self.strings("imports")?.is_empty()
             || !self.strings("disabled_plugins")?.is_empty()
             || !self.strings("required_plugins")?.is_empty())
     }

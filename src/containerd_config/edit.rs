@@ -237,8 +237,9 @@ fn strip(
         });
     };
     let created = mark == CREATED_MARK;
-    // Others may have added settings that depend on the version.
-    let version = if rest.depends_on_version()? {
+    // Others may have added settings that depend on the version. containerd 1.7 reads an imported file without a version under that of the
+    // root.
+    let version = if rest.depends_on_version()? || !rest.strings("imports")?.is_empty() {
         0..0
     } else {
         version
