@@ -91,7 +91,7 @@ pub fn edit_template(
         }
     }
     let base = without_ranges(&source, &widen(&source, removed));
-    if desired.is_empty() && base == created_template() {
+    if desired.is_empty() && is_created_alone(&base) {
         return Ok(None);
     }
     let kept = Template::scan(path, &base)?;
@@ -122,6 +122,12 @@ pub fn edit_template(
         });
     }
     Ok(Some(edited))
+}
+
+/// Whether a template has nothing but lines of a created one, which others may have removed in part or written with other line ends.
+fn is_created_alone(text: &str) -> bool {
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines.next() == Some(CREATED_MARK) && lines.all(|line| line == BASE)
 }
 
 /// A created template without handlers.
@@ -299,6 +305,14 @@ mod tests {
         assert!(with.contains("\n{{ template \"base\" . }}\n"), "{with}");
         let left = edit_template(PATH, Some(&with), plugin, &names(&["a"]), &[]).unwrap();
         assert_eq!(left, None);
+        for changed in [
+            with.replace('\n', "\r\n"),
+            with.replace(&format!("{BASE}\n"), ""),
+            format!("\n{with}\n"),
+        ] {
+            let left = edit_template(PATH, Some(&changed), plugin, &names(&["a"]), &[]).unwrap();
+            assert_eq!(left, None, "{changed}");
+        }
         let filled = format!("{with}[metrics]\n");
         let left = edit_template(PATH, Some(&filled), plugin, &names(&["a"]), &[]).unwrap();
         assert_eq!(left.unwrap(), format!("{}[metrics]\n", created_template()));
