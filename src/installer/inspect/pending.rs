@@ -49,11 +49,27 @@ const SAME_CALL: Duration = Duration::from_millis(100);
 struct LoadedConfig {
     process: (u32, u64),
     boot_id: String,
-    digests: BTreeMap<String, Sha256Digest>,
+    /// Of each file; `None` where a run knows only which files exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digests: Option<BTreeMap<String, Sha256Digest>>,
     /// The files of the unit and of the distribution's own configuration that existed then. A file that is absent has no time of its removal,
     /// and the service itself writes to their directories.
     #[serde(default)]
     present: BTreeSet<String>,
+}
+
+impl LoadedConfig {
+    /// Whether the process has loaded the file, or listed the directory, with this digest.
+    fn has(&self, path: &str, digest: Sha256Digest) -> bool {
+        let digests = self.digests.as_ref();
+        digests.is_some_and(|digests| digests.get(path) == Some(&digest))
+    }
+
+    /// Whether the process was started without the file.
+    fn lacks(&self, path: &str) -> bool {
+        let digests = self.digests.as_ref();
+        digests.is_some_and(|digests| !digests.contains_key(path))
+    }
 }
 
 /// The facts about a host that determine the inputs.
@@ -221,7 +237,7 @@ impl Subject<'_> {
             directory = parent_directory(directory);
         }
         let input = self.at(InputKind::AbsentConfig, directory, start)?;
-        let contents = if loaded.is_some_and(|it| !it.digests.contains_key(&root.path)) {
+        let contents = if loaded.is_some_and(|it| it.lacks(&root.path)) {
             Contents::AsLoaded
         } else if is_own {
             Contents::Edited
@@ -264,7 +280,7 @@ impl Subject<'_> {
         digest: Sha256Digest,
         loaded: Option<&LoadedConfig>,
     ) -> Contents {
-        let is_loaded = loaded.is_some_and(|loaded| loaded.digests.get(path) == Some(&digest));
+        let is_loaded = loaded.is_some_and(|loaded| loaded.has(path, digest));
         let real = |path: &str| self.host.follow(path).unwrap_or_else(|_| path.to_owned());
         let owned = self.state.config.as_ref();
         let owned = owned.filter(|owned| real(&owned.path) == real(path));
@@ -304,7 +320,7 @@ impl Subject<'_> {
             };
             let input = self.at(kind, existing, start)?;
             let digest = self.listing(&directory);
-            let is_loaded = loaded.is_some_and(|it| it.digests.get(&directory) == Some(&digest));
+            let is_loaded = loaded.is_some_and(|it| it.has(&directory, digest));
             let contents = if is_loaded {
                 Contents::AsLoaded
             } else if self.has_lost_own_file(&directory) {
@@ -598,14 +614,12 @@ pub(crate) fn record_loaded(subject: &Subject<'_>, inputs: &[Input]) -> host::Re
             Some(Sha256Digest::of(text.as_bytes()))
         }
     };
+    let digests = inputs.iter().filter(is_loaded);
+    let digests = digests.filter_map(|input| Some((input.path.clone(), digest(input)?)));
     let loaded = LoadedConfig {
         process: subject.daemon.process,
         boot_id: subject.boot_id.to_owned(),
-        digests: inputs
-            .iter()
-            .filter(is_loaded)
-            .filter_map(|input| Some((input.path.clone(), digest(input)?)))
-            .collect(),
+        digests: Some(digests.collect()),
         present: subject.present(inputs),
     };
     write_loaded(subject.host, &loaded)
@@ -626,7 +640,7 @@ pub(crate) fn record_present(
     let loaded = LoadedConfig {
         process,
         boot_id: subject.boot_id.to_owned(),
-        digests: BTreeMap::new(),
+        digests: None,
         present,
     };
     write_loaded(subject.host, &loaded)
