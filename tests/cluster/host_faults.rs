@@ -66,6 +66,11 @@ async fn a_unit_whose_restart_ends_pods_is_refused() {
     // The restart of a removal is refused as well.
     node.farrier("uninstall --all").is(Outcome::Refused, 0);
     node.plain_unit();
+    // The restart would put the removal of these lines into effect.
+    node.farrier("uninstall --all")
+        .is(Outcome::Refused, 0)
+        .tells("was removed after containerd started");
+    node.sh("systemctl restart containerd");
     node.farrier("uninstall --all").is(Outcome::Applied, 1);
 }
 
