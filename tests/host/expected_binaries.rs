@@ -101,7 +101,7 @@ async fn a_binary_with_the_expected_digest_is_not_replaced_from_the_hand_off_dir
     assert_eq!(host.tree(true), before);
 }
 
-/// Whoever can write the annotations of a node can make the controller expect the binary of the present version for the next one.
+/// An attacker changes the annotation of a node, so that the controller expects the present binary for the next version.
 #[rstest]
 #[case::another_location(|shim: &mut ShimRequest| shim.location = "http://127.0.0.1:9/b.tar.gz".to_owned())]
 #[case::a_digest(|shim: &mut ShimRequest| shim.sha256 = Some(Sha256Digest::of(&program(7))))]

@@ -107,7 +107,7 @@ fn a_node_that_got_another_binary_at_the_same_time_fails_with_both_digests() {
     assert_eq!(request.shims[0].first_binary_sha256, None);
 }
 
-/// Whoever may write annotations of nodes says that a node got the binary of the former location for the present one.
+/// An attacker changes the annotation of a node: the node got the former binary from the present location.
 #[test]
 fn a_binary_that_a_failed_shim_keeps_is_no_first_binary() {
     let mut scene = Scene::provisioned();

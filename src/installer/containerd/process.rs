@@ -19,7 +19,8 @@ mod types;
 mod unit;
 
 use cgroup::CgroupOwner;
-use types::{Init, ProcessFacts, namespace, read, read_bytes};
+pub(crate) use types::read_bytes;
+use types::{Init, ProcessFacts, namespace, read};
 pub use types::{Process, Reason, Refusal};
 use unit::check_main_process;
 

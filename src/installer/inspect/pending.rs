@@ -14,7 +14,7 @@ use crate::handoff::{Sha256Digest, to_json};
 use crate::installer::containerd::config_files::{patterns, searched_directories};
 use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::{
-    Clock, service_process, start_time, without_deleted_mark,
+    Clock, read_bytes, service_process, start_time, without_deleted_mark,
 };
 use crate::installer::containerd::service::{Service, ServiceStatus};
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition, UNIT_DIRECTORIES, Unit};
@@ -32,9 +32,6 @@ const LOADED_LIMIT: u64 = 1 << 18;
 
 /// Files in a directory of the distribution's own configuration, at most. Such a directory has a handful.
 const MAX_FILES: usize = 256;
-
-/// Size limit in bytes of the command line of containerd, as for other processes.
-const COMMAND_LINE: u64 = 1 << 18;
 
 /// Time between the fork of a service and the time that systemd notes for it, at most, where the clock was not set since.
 const FORK: Duration = Duration::from_millis(100);
@@ -451,10 +448,7 @@ impl Subject<'_> {
     /// release, say. A path that has always led to another program is that of a wrapper.
     fn named_program(&self, start: StartTime) -> Option<String> {
         let (pid, _) = self.daemon.process;
-        let command_line = self
-            .host
-            .read(&format!("/proc/{pid}/cmdline"), COMMAND_LINE);
-        let command_line = command_line.ok()??;
+        let command_line = read_bytes(self.host, pid, "cmdline")?;
         let name = command_line.split(|byte| *byte == 0).next()?;
         let name = std::str::from_utf8(name).ok()?;
         let is_own = name.starts_with('/') && file_name(name).contains("containerd");

@@ -259,7 +259,7 @@ impl<'a> CurrentConfig<'a> {
         }
         let notes = pending::check(facts, accepted)?;
         check_prerequisites(facts)?;
-        // An operator can accept this one, so it comes after those that nobody can accept.
+        // Last, because an operator can accept a change of runtimes.
         self.check_runtimes(facts, managed, accepted)?;
         Ok(notes)
     }

@@ -102,9 +102,8 @@ pub(crate) fn current_files(facts: &HostFacts) -> Cow<'_, ConfigFiles> {
     }
 }
 
-/// Whether only the template tells how the next rendered file will be: containerd does not serve, because the file that was rendered last
-/// is no TOML, or because the template can't be rendered. The distribution renders it again at each start, so nobody can correct the file
-/// there.
+/// Whether containerd does not serve, because the last rendered file is no TOML, or because the template can't be rendered. Only the template
+/// can be corrected then: the distribution overwrites the rendered file at each start.
 pub(crate) fn is_unloadable(facts: &HostFacts) -> bool {
     let is_template = matches!(facts.distro.edited, Edited::GoTemplate { .. });
     let has_template = facts.sources.iter().any(|file| file.text.is_some());

@@ -161,7 +161,7 @@ fn decide(facts: &HostFacts) -> Vec<Pending> {
         .filter(|input| input.change.is_pending())
         .filter_map(|input| {
             let verdict = verdict(input, &start)?;
-            // The move tells more, but nobody can accept a start that fails.
+            // A move explains more than the other verdicts, except for a start that fails, which nobody can accept.
             if is_moved(input) && !matches!(verdict, Verdict::Fails(_)) {
                 return None;
             }

@@ -229,9 +229,9 @@ fn present(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
     expected.or_else(|| pinned(facts, shim))
 }
 
-/// Whether `handler` has the binary of a hint on the host, and the binary is what `shim` requests. A hint is no evidence for the second:
-/// whoever can write annotations of nodes could name the binary of an earlier version, and the state file would record this binary for the
-/// new artifact.
+/// Whether `handler` has the binary of a hint on the host, and the binary is what `shim` requests. The hint alone does not count, because it
+/// comes from an annotation of the node: an attacker could name the binary of an earlier version there, and the state file would record that
+/// binary for the new artifact.
 fn is_as_hinted(
     facts: &HostFacts,
     shim: &ShimRequest,
