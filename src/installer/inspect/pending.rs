@@ -136,7 +136,7 @@ impl Subject<'_> {
             clock.time_of(start_time(self.host, main)?)?,
         );
         let start = if noted.is_some_and(|noted| noted.abs_diff(service) < FORK) {
-            StartTime::steady(containerd)
+            StartTime::steady(containerd, listening)
         } else {
             StartTime::new(containerd, listening)
         };

@@ -12,10 +12,11 @@ use crate::installer::host::path::file_name;
 const CLOCK_STEP: Duration = Duration::from_mins(1);
 
 /// How long containerd takes from its start until it listens, at most, for its socket to show that the clock was not set. This takes 0.1 s
-/// on an idle node, and seconds with hundreds of pods.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+/// on an idle node, and many seconds with hundreds of pods or on a busy node.
+const LISTEN_LIMIT: Duration = Duration::from_mins(1);
 
-/// Resolution of the start time of a process and of the times of a file together: a clock tick and a timer interrupt, 10 ms each.
+/// Resolution of the start time of a process and of the times of a file together: a clock tick and a timer interrupt, 10 ms each. The times
+/// of files lag by more where a virtual machine waits for its processor, as the kernel takes them from its last timer interrupt.
 const RESOLUTION: Duration = Duration::from_millis(20);
 
 /// Everything that a restart of containerd reads.
@@ -149,6 +150,9 @@ pub struct StartTime {
     at: Duration,
     /// How far the clock may have been set back since.
     clock_step: Duration,
+    /// The time of the socket of containerd, if it listens since the start. It is the time of a file, so a file that was changed later has a
+    /// later time, however far the times of files lag behind the clock.
+    listening: Option<Duration>,
 }
 
 impl StartTime {
@@ -160,19 +164,23 @@ impl StartTime {
             listening + RESOLUTION >= at && listening <= at + LISTEN_LIMIT
         });
         if is_steady {
-            return Self::steady(at);
+            return Self::steady(at, listening);
         }
         Self {
             // If the clock was set forward, the times of files from before are older than their order tells.
             at: listening.map_or(at, |listening| listening.min(at)),
             clock_step: CLOCK_STEP,
+            listening: None,
         }
     }
 
-    /// The start at `at`, since which the clock was not set.
-    pub(super) fn steady(at: Duration) -> Self {
-        let clock_step = Duration::ZERO;
-        Self { at, clock_step }
+    /// The start at `at`, since which the clock was not set. `listening` as in [`StartTime::new`].
+    pub(super) fn steady(at: Duration, listening: Option<Duration>) -> Self {
+        Self {
+            at,
+            clock_step: Duration::ZERO,
+            listening: listening.filter(|listening| *listening + RESOLUTION >= at),
+        }
     }
 
     /// The start of a process that started earlier by `lead`.
@@ -186,7 +194,8 @@ impl StartTime {
     /// Whether a change at `changed`, since the epoch, may have been made after the start.
     #[must_use]
     pub fn may_be_before(self, changed: Duration) -> bool {
-        changed + self.clock_step > self.at + RESOLUTION
+        let is_younger = changed + self.clock_step > self.at + RESOLUTION;
+        is_younger || self.listening.is_some_and(|listening| changed >= listening)
     }
 }
 
@@ -213,12 +222,16 @@ mod tests {
     #[case::right_before(Some(100), -30, false)]
     #[case::within_the_resolution(Some(100), 15, false)]
     #[case::after(Some(100), 50, true)]
-    #[case::of_a_slow_start(Some(4_000), -30, false)]
+    #[case::of_a_slow_start(Some(40_000), -30, false)]
+    // The times of files lag behind: containerd listened 15 ms after its start by them, and the change came right after that.
+    #[case::with_times_that_lag(Some(15), 15, true)]
+    #[case::before_times_that_lag(Some(15), 10, false)]
+    #[case::with_times_that_lag_more(Some(-15), -15, true)]
     #[case::with_an_unknown_socket(None, -30_000, true)]
     #[case::long_before_with_an_unknown_socket(None, -61_000, false)]
-    // The clock was set back by a minute, or containerd took a minute to listen.
-    #[case::after_a_step_back(Some(50_000), -45_000, true)]
-    #[case::long_before_a_step_back(Some(50_000), -61_000, false)]
+    // The clock was set back by more than a minute, or containerd took so long to listen.
+    #[case::after_a_step_back(Some(70_000), -45_000, true)]
+    #[case::long_before_a_step_back(Some(70_000), -61_000, false)]
     // The clock was set forward by an hour: the file has the clock of the socket.
     #[case::after_a_step_forward(Some(-3_600_000), -3_599_000, true)]
     #[case::long_before_a_step_forward(Some(-3_600_000), -3_661_000, false)]
