@@ -10,6 +10,7 @@
 )]
 
 mod administrator;
+mod chaos;
 mod controller;
 mod crd;
 mod direct;

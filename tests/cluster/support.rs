@@ -46,6 +46,7 @@ struct NodeFile {
     containerd: String,
     pid: u32,
     root: PathBuf,
+    netns: String,
 }
 
 /// The artifacts that `xtask` serves to the cluster.
@@ -476,13 +477,22 @@ impl Cluster {
 }
 
 /// Repeats the check until it succeeds. After the deadline, fails with the last state as message.
-pub async fn eventually<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
-    let end = Instant::now() + DEADLINE;
+pub async fn eventually<T, E: Debug>(what: &str, look: impl AsyncFnMut() -> Result<T, E>) -> T {
+    eventually_within(DEADLINE, what, look).await
+}
+
+/// As [`eventually`], with another deadline.
+pub async fn eventually_within<T, E: Debug>(
+    limit: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let end = Instant::now() + limit;
     loop {
         match look().await {
             Ok(found) => return found,
             Err(seen) if Instant::now() > end => {
-                panic!("not within {DEADLINE:?}: {what}; last seen: {seen:#?}")
+                panic!("not within {limit:?}: {what}; last seen: {seen:#?}")
             }
             Err(_) => tokio::time::sleep(LOOK).await,
         }

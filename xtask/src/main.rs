@@ -43,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     /// Run all checks and tests, or one part of them.
     Test(test::Options),
+    /// Take random steps of people and faults on a cluster, and check after each that all is as asked for.
+    Chaos(test::ChaosOptions),
     /// Measure the values in docs/benchmarks.md on this machine. Fails if a target is missed.
     Bench(bench::Options),
     /// Write the CustomResourceDefinition in the chart and the plain manifests.
@@ -106,6 +108,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test(options) => {
             on_this_machine(|cache, progress| test::run(&options, cache, progress))
+        }
+        Command::Chaos(options) => {
+            on_this_machine(|cache, progress| test::chaos(&options, cache, progress))
         }
         Command::Bench(options) => {
             on_this_machine(|cache, progress| bench::run(options, cache, progress))

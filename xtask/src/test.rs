@@ -22,6 +22,9 @@ use crate::tools::{ContainerdVersion, Tool};
 const CARGO_DENY: &str = "0.20.2";
 const CARGO_MACHETE: &str = "0.9.2";
 
+/// The module of the end-to-end tests with random steps, which take as long as they are told to.
+const CHAOS: &str = "chaos::";
+
 /// Longest failure of one test in the message of a run, in characters: an assertion may print whole reports.
 const LONGEST_FAILURE: usize = 1_000;
 
@@ -82,9 +85,37 @@ pub fn run(options: &Options, cache: &Cache, progress: &Progress) -> Result<()> 
         chart(cache, progress, filter)?;
     }
     if wanted(Part::Cluster) {
-        end_to_end(name, cache, progress, filter)?;
+        let filters: Vec<&str> = filter.into_iter().chain(["--skip", CHAOS]).collect();
+        end_to_end(name, cache, progress, &filters, &[])?;
     }
     Ok(())
+}
+
+/// Options of `cargo xtask chaos`.
+#[derive(Debug, clap::Args)]
+pub struct ChaosOptions {
+    /// How long steps are taken, in minutes.
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    /// The seed of the random steps; with the same seed, the same steps are taken in the same order.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Name of the cluster. Clusters with different names can run side by side.
+    #[arg(long, default_value = "chaos")]
+    name: String,
+}
+
+/// Takes random steps on a cluster of the end-to-end tests.
+///
+/// # Errors
+/// When the cluster is not as asked for after a step.
+pub fn chaos(options: &ChaosOptions, cache: &Cache, progress: &Progress) -> Result<()> {
+    let env = [
+        ("FARRIER_MINUTES", options.minutes.to_string()),
+        ("FARRIER_SEED", options.seed.to_string()),
+    ];
+    let filters = [CHAOS, "--nocapture"];
+    end_to_end(&options.name, cache, progress, &filters, &env)
 }
 
 /// Compares the dependencies with the advisories of rustsec.org. This needs the network.
@@ -186,8 +217,14 @@ fn with_containerds(
     )
 }
 
-/// The end-to-end tests, on a cluster with one node per line of containerd. They install Farrier themselves.
-fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&str>) -> Result<()> {
+/// The end-to-end tests that `filters` select, on a cluster with one node per line of containerd. They install Farrier themselves.
+fn end_to_end(
+    name: &str,
+    cache: &Cache,
+    progress: &Progress,
+    filters: &[&str],
+    env: &[(&str, String)],
+) -> Result<()> {
     let mut build = cargo::command(&["test", "--locked", "--test", "cluster", "--no-run"]);
     quiet(progress, "building the end-to-end tests", &mut build)?;
     let parts = Parts::build(cache, progress)?;
@@ -216,14 +253,16 @@ fn end_to_end(name: &str, cache: &Cache, progress: &Progress, filter: Option<&st
         progress.line("cargo test --test cluster");
         let mut command = cargo::command(&["test", "--locked", "--test", "cluster", "--"]);
         command
-            .args(filter)
+            .args(filters)
             // The tests share one cluster, which can have one Farrier.
             .arg("--test-threads=1")
             .env("FARRIER_CLUSTER", cluster.state_path())
             .env("FARRIER_ARTIFACTS", served)
             .env("FARRIER_BINARY", &parts.binary)
             .env("FARRIER_IMAGE", image::FARRIER)
-            .env("FARRIER_HELLO_IMAGE", image::HELLO);
+            .env("FARRIER_HELLO_IMAGE", image::HELLO)
+            .env("FARRIER_XTASK", process::own_program())
+            .envs(env.iter().map(|(name, value)| (name, value)));
         aloud(&mut command, progress)
     })();
     if result.is_err() {

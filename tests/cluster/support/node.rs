@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Cluster, NodeFile, SHIM, eventually};
+use super::{Cluster, DEADLINE, NodeFile, SHIM, eventually};
 
 impl Cluster {
     /// The name of the node that runs this containerd release series, as `1.7`.
@@ -21,6 +24,36 @@ impl Cluster {
         node.unwrap_or_else(|| panic!("no node runs containerd {series}"))
             .name
             .clone()
+    }
+
+    /// The names of all nodes with a kubelet.
+    pub fn node_names(&self) -> Vec<String> {
+        let nodes = self.file.nodes.iter();
+        nodes.map(|node| node.name.clone()).collect()
+    }
+
+    /// Ends all processes of the node at once, as a power failure does, and boots it again. /run is empty then.
+    pub fn power_failure(&mut self, name: &str) {
+        let node = self.node(name);
+        let pid = Pid::from_raw(i32::try_from(node.pid).unwrap());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        let end = Instant::now() + DEADLINE;
+        // Process 1 ends after all others of its namespace, and whoever adopted it may be slow to reap it.
+        while std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+        {
+            assert!(Instant::now() < end, "{name} does not end");
+            std::thread::yield_now();
+        }
+        let output = Command::new(std::env::var("FARRIER_XTASK").unwrap())
+            .args(["node-launch", name, &node.netns])
+            .args([&node.root, &node.root.with_extension("console")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+        let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
+        let mut nodes = self.file.nodes.iter_mut();
+        nodes.find(|node| node.name == name).unwrap().pid = pid.unwrap();
     }
 
     /// Runs a shell line on the node, in all of its namespaces, and gives its standard output; it must succeed.
