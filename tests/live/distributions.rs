@@ -367,13 +367,15 @@ fn a_snippet_that_k0s_can_not_read_is_refused_by_its_name_before_any_write(
     let before = (node.tree(), node.process());
     let install = ["install", "--shim=a=file:///srv/a"];
     for more in [&["--dry-run"][..], &["--accept-pending-changes"], &[]] {
-        let (status, report) = node.change(&[&install[..], more].concat());
-        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
-        let reason = report.reason.unwrap();
-        let sentence = format!("failed to parse {broken}: line 1");
-        assert!(reason.starts_with(&sentence), "{reason}");
-        assert!(node.is_found(&reason), "{reason}");
-        assert_eq!((node.tree(), node.process()), before);
+        let arguments = [&install[..], more].concat();
+        for (status, report) in [node.change(&arguments), node.change_from_a_pod(&arguments)] {
+            assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+            let reason = report.reason.unwrap();
+            let sentence = format!("failed to parse {broken}: line 1");
+            assert!(reason.starts_with(&sentence), "{reason}");
+            assert!(node.is_found(&reason), "{reason}");
+            assert_eq!((node.tree(), node.process()), before);
+        }
     }
     fs::remove_file(node.path(broken)).unwrap();
     // k0s waits for more changes before it restarts containerd.

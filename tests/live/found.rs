@@ -69,7 +69,7 @@ fn a_declaration_gives_way_to_a_shim_that_k3s_finds_later(
         let (status, words) = doctor(&node, &[]);
         assert!(status == 1 && words.contains(FOUND), "{words}");
         let process = node.process();
-        let (status, report) = node.change(&INSTALL);
+        let (status, report) = node.change_from_a_pod(&INSTALL);
         assert_eq!((status, report.restarts), (3, 0), "{report:?}");
         assert!(
             report.reason.as_ref().unwrap().contains(FOUND),
@@ -96,7 +96,7 @@ fn a_declaration_gives_way_to_a_shim_that_k3s_finds_later(
         let (_, words) = doctor(&node, &[]);
         assert!(words.contains(FOUND), "{words}");
     }
-    assert_applied(node.change(&REMOVE), 1);
+    assert_applied(node.change_from_a_pod(&REMOVE), 1);
     fs::remove_file(node.path(PROGRAM)).unwrap();
     node.start_service("k3s");
     assert_eq!(node.tree(), before);
