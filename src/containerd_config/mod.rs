@@ -36,7 +36,7 @@ pub use foreign_lines::{foreign_lines, without_marks};
 pub use glob::Glob;
 pub use imports::{check_snippet, clean_path, imports, with_imports};
 pub use legacy::{LegacyHandler, LegacyInstaller, legacy_handlers};
-pub use placement::config_target;
+pub use placement::{config_target, config_target_of_any_release};
 pub use render::is_usable_name;
 pub use schema::{InvalidVersion, PluginId, Version};
 pub use secrets::without_secrets;

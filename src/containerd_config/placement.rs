@@ -125,6 +125,51 @@ pub fn config_target(files: &ConfigFiles, version: &Version) -> Result<ConfigTar
     })
 }
 
+/// As [`config_target`], where the release is unknown: for the oldest release that reads the files. containerd 2.x reads all files that 1.7
+/// reads, except files with runtimes of the newer plugin id, which 1.x ignores: these were written for 2.x.
+///
+/// ```
+/// use farrier::containerd_config::{ConfigFiles, PluginId, SourceFile, config_target_of_any_release};
+///
+/// let text = "version = 2\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n";
+/// let files = ConfigFiles {
+///     root: SourceFile {
+///         path: "/etc/containerd/config.toml".to_owned(),
+///         text: Some(text.to_owned()),
+///     },
+///     imported: Vec::new(),
+/// };
+/// let target = config_target_of_any_release(&files)?;
+/// assert_eq!(target.plugin, PluginId::CriV1Runtime);
+/// # Ok::<(), farrier::containerd_config::Error>(())
+/// ```
+///
+/// # Errors
+/// As of [`config_target`], for the newest release.
+pub fn config_target_of_any_release(files: &ConfigFiles) -> Result<ConfigTarget, Error> {
+    let mut has_newer_runtimes = false;
+    for file in files.files() {
+        let text = file.text.as_deref().unwrap_or_default();
+        let runtimes = PluginId::CriV1Runtime.runtimes();
+        has_newer_runtimes |= Document::parse(&file.path, text)?.item(&runtimes).is_some();
+    }
+    let release = |major, minor| Version {
+        major,
+        minor,
+        patch: 0,
+    };
+    let newer = match config_target(files, &release(2, 0)) {
+        // Only the releases of the newest schema load such a file. They also read files that earlier releases ignore.
+        Err(Error::Schema { .. }) => config_target(files, &release(2, 3)),
+        newer => newer,
+    };
+    if has_newer_runtimes {
+        newer
+    } else {
+        config_target(files, &release(1, 7)).or(newer)
+    }
+}
+
 /// Settings that version 2 has beside `runtimes`, and version 3 in the plugin for images.
 const IMAGE_SETTINGS: [&str; 3] = [
     "snapshotter",
@@ -548,6 +593,69 @@ mod tests {
         let own = [("/x/farrier.toml", Some("version = 2"))];
         let target = placed(root, &own, "2.1.9").unwrap();
         assert_eq!((target.drop_in, target.version), (true, Some(3)));
+    }
+
+    fn of_any_release(texts: &[&str]) -> Result<ConfigTarget, Error> {
+        let mut files = texts.iter().enumerate().map(|(at, text)| SourceFile {
+            path: format!("/x/{at}.toml"),
+            text: Some((*text).to_owned()),
+        });
+        config_target_of_any_release(&ConfigFiles {
+            root: files.next().unwrap(),
+            imported: files.collect(),
+        })
+    }
+
+    const OLDER: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'a'\n";
+    const NEWER: &str = "version = 2\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'a'\n";
+    const BOTH: &str = "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n";
+
+    #[rstest]
+    #[case::of_1_x(&[OLDER], PluginId::GrpcV1Cri, false)]
+    #[case::without_runtimes(&["version = 2\n"], PluginId::GrpcV1Cri, true)]
+    #[case::without_a_version(&["root = '/x'\n"], PluginId::GrpcV1Cri, true)]
+    #[case::of_version_1(&["[plugins.cri.containerd.runtimes.runc]\n"], PluginId::Cri, false)]
+    #[case::version_2_with_newer_runtimes(&[NEWER], PluginId::CriV1Runtime, false)]
+    #[case::an_empty_table(
+        &["version = 2\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]\n"],
+        PluginId::CriV1Runtime,
+        false
+    )]
+    #[case::newer_runtimes_in_one_line(
+        &["version = 2\nplugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc = {}\n"],
+        PluginId::CriV1Runtime,
+        false
+    )]
+    #[case::runtimes_of_both_ids(&[BOTH], PluginId::CriV1Runtime, false)]
+    #[case::newer_runtimes_in_an_import(
+        &["version = 2\nimports = ['/x/1.toml']\n", NEWER],
+        PluginId::CriV1Runtime,
+        false
+    )]
+    #[case::version_3(&["version = 3\n"], PluginId::CriV1Runtime, false)]
+    #[case::version_4(&["version = 4\n"], PluginId::CriV1Runtime, false)]
+    fn the_plugin_for_an_unknown_release_is_the_one_that_the_files_were_written_for(
+        #[case] texts: &[&str],
+        #[case] plugin: PluginId,
+        #[case] must_declare_runc: bool,
+    ) {
+        let target = of_any_release(texts).unwrap();
+        let found = (target.plugin, target.must_declare_runc);
+        assert_eq!(found, (plugin, must_declare_runc));
+    }
+
+    #[rstest]
+    #[case::a_version_of_no_release("version = 5\n", "containerd 2.3.0 does not load version = 5")]
+    #[case::settings_that_most_releases_ignore(
+        "[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\n",
+        "schema is version 1"
+    )]
+    fn files_that_only_some_releases_or_none_read_are_refused(
+        #[case] text: &str,
+        #[case] reason: &str,
+    ) {
+        let message = of_any_release(&[text]).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
     }
 
     #[test]

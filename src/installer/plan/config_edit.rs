@@ -8,9 +8,9 @@ use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
 use crate::containerd_config::{
-    self, ConfigFiles, ConfigTarget, DeclaredHandler, Handler, Value, Version, check_snippet,
-    config_target, edit, edit_template, handlers, handlers_declared_twice, runtimes_of_dump,
-    startup_checks, template_handlers, without_marks,
+    self, ConfigTarget, DeclaredHandler, Handler, Value, check_snippet, config_target,
+    config_target_of_any_release, edit, edit_template, handlers, handlers_declared_twice,
+    runtimes_of_dump, startup_checks, template_handlers, without_marks,
 };
 use crate::handoff::OptionValue;
 use crate::handoff::Problem;
@@ -71,7 +71,7 @@ impl<'a> CurrentConfig<'a> {
         let target = match facts.version {
             _ if is_unloadable => config_source::target_of_unloadable(facts),
             Some(version) => config_target(&config_files, &version)?,
-            None if is_image => offline_target(&config_files)?,
+            None if is_image => config_target_of_any_release(&config_files)?,
             None => return Err(Error::NoVersion(facts.no_version.clone())),
         };
         let text = text_at(facts, &target.path).filter(|_| !is_unloadable);
@@ -675,19 +675,6 @@ pub(crate) fn declarations(
             },
         })
         .collect()
-}
-
-/// The target in an image whose containerd can't be run: for the oldest release that reads the file. containerd 2.x reads all files that 1.7
-/// reads.
-fn offline_target(config_files: &ConfigFiles) -> Result<ConfigTarget, Error> {
-    let release = |major, minor| Version {
-        major,
-        minor,
-        patch: 0,
-    };
-    config_target(config_files, &release(1, 7))
-        .or_else(|_| config_target(config_files, &release(2, 0)))
-        .map_err(Error::from)
 }
 
 fn text_at<'a>(facts: &'a HostFacts, path: &str) -> Option<&'a str> {
