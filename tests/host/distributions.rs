@@ -34,6 +34,23 @@ fn at(directory: &str, name: &str) -> String {
 #[rstest]
 #[case::a_new_template_of_k3s(&[(at(K3S, "config.toml"), RENDERED_3)], &at(K3S, "config-v3.toml.tmpl"), "/opt/farrier")]
 #[case::a_new_template_of_rke2(&[(at(RKE2, "config.toml"), RENDERED_3)], &at(RKE2, "config-v3.toml.tmpl"), "/opt/farrier")]
+#[case::a_new_template_below_a_data_directory_of_rke2(
+    &[
+        ("/etc/rancher/rke2/config.yaml".to_owned(), "token: a\ndata-dir: /data/rke2\n"),
+        (at("/data/rke2/agent/etc/containerd", "config.toml"), RENDERED_3),
+    ],
+    "/data/rke2/agent/etc/containerd/config-v3.toml.tmpl",
+    "/opt/farrier"
+)]
+#[case::a_new_template_below_a_data_directory_of_k3s(
+    &[
+        ("/usr/local/bin/k3s".to_owned(), ""),
+        ("/etc/systemd/system/k3s-agent.service".to_owned(), "[Service]\nExecStart=/usr/local/bin/k3s \\\n    agent \\\n\t'--data-dir=/data' \\\n\n"),
+        (at("/data/agent/etc/containerd", "config.toml"), RENDERED_3),
+    ],
+    "/data/agent/etc/containerd/config-v3.toml.tmpl",
+    "/opt/farrier"
+)]
 #[case::the_template_of_k3s(
     &[(at(K3S, "config.toml"), RENDERED_3), (at(K3S, "config-v3.toml.tmpl"), BASE_AND_MORE)],
     &at(K3S, "config-v3.toml.tmpl"),
@@ -236,6 +253,8 @@ async fn the_configuration_that_the_unit_of_containerd_names_is_edited_in_an_ima
 }
 
 #[rstest]
+#[case::of_a_second_command("", "ExecStart=/bin/b\n", "the unit has 2 commands in ExecStart=")]
+#[case::in_another_root("", "RootDirectory=/srv\n", "its own root directory")]
 #[case::empty("-c \"\"", "", "the option --config of containerd is empty")]
 #[case::from_a_variable_that_is_not_set(
     "--config ${NONE}",
@@ -277,6 +296,38 @@ async fn a_unit_with_an_unknown_path_of_the_configuration_is_refused_with_the_ca
     options.host.config = Some("/srv/a.toml".into());
     let report = installer::install(&options, Mode::Change).await.report;
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
+}
+
+/// The unit of Flatcar, and the two drop-ins that its users write.
+#[rstest]
+#[case::a_command_without_the_option("ExecStart=\nExecStart=/usr/bin/containerd\n")]
+#[case::a_variable("Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml\n")]
+#[tokio::test]
+async fn the_copy_of_the_configuration_of_flatcar_is_edited(#[case] setting: &str) {
+    let config = include_str!("../corpus/distributions/flatcar.toml");
+    let image = "/usr/share/containerd/config.toml";
+    let drop_in = format!("[Service]\n{setting}");
+    let host = host(&[
+        ("/etc/os-release".to_owned(), "ID=flatcar\n"),
+        (image.to_owned(), config),
+        ("/etc/containerd/config.toml".to_owned(), config),
+        (
+            "/usr/lib/systemd/system/containerd.service".to_owned(),
+            "[Service]\nEnvironment=CONTAINERD_CONFIG=/usr/share/containerd/config.toml\nExecStart=/usr/bin/containerd --config ${CONTAINERD_CONFIG}\n",
+        ),
+        (
+            "/etc/systemd/system/containerd.service.d/10-custom.conf".to_owned(),
+            &drop_in,
+        ),
+    ]);
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert!(host.config().contains("containerd-shim-a"));
+    let left = std::fs::read_to_string(host.path(image)).unwrap();
+    assert_eq!(left, config);
+    assert_eq!(host.uninstall(None).await.result, Outcome::Applied);
+    assert_eq!(host.tree(false), before);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Finds the CRI socket of a host's kubelet, from its command line and configuration files. Reads no file of containerd.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
@@ -178,6 +179,17 @@ fn endpoint_of(text: &str) -> Result<Option<Value>, ConfigurationError> {
     {
         return Ok(fields.remove("containerRuntimeEndpoint"));
     }
+    let first: Option<KubeletConfiguration> = first_document(text)?;
+    Ok(first.and_then(|configuration| configuration.endpoint))
+}
+
+/// The first document of a YAML text, within the limits of this file; `None` for a text without one. The last of several equal keys counts.
+///
+/// # Errors
+/// When the text is no YAML, or the document is of another type.
+pub(crate) fn first_document<T: DeserializeOwned>(
+    text: &str,
+) -> Result<Option<T>, serde_saphyr::Error> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
         budget: serde_saphyr::budget! { max_events: MAX_EVENTS, max_depth: MAX_NESTING },
@@ -185,10 +197,8 @@ fn endpoint_of(text: &str) -> Result<Option<Value>, ConfigurationError> {
         with_snippet: false,
     };
     let mut bytes = text.as_bytes();
-    let mut documents =
-        serde_saphyr::read_with_options::<_, KubeletConfiguration>(&mut bytes, options);
-    let first = documents.next().transpose()?;
-    Ok(first.and_then(|configuration| configuration.endpoint))
+    let mut documents = serde_saphyr::read_with_options::<_, T>(&mut bytes, options);
+    documents.next().transpose()
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ mod table;
 
 use table::STOCK;
 
-use crate::installer::host::path::parent_directory;
-pub use table::{Distro, DistroSpec, Edited, Restart, STOCK_SOCKET, TABLE, Unsupported};
+use crate::installer::host::path::{file_name, parent_directory};
+pub use table::{
+    Distro, DistroSpec, Edited, Restart, STOCK_CONFIG, STOCK_SOCKET, STOCK_UNIT, TABLE, Unsupported,
+};
 
 /// Name of Farrier's file in a directory of configuration snippets.
 pub(crate) const SNIPPET: &str = "farrier.toml";
@@ -73,6 +75,11 @@ impl DistroSpec {
     pub fn is_watched(&self, root: &str, path: &str) -> bool {
         self.watched_directory(root)
             .is_some_and(|directory| directory == parent_directory(path))
+    }
+
+    /// Whether this is the file name of one of its programs.
+    pub(crate) fn is_program_name(&self, name: &str) -> bool {
+        self.programs.iter().any(|path| file_name(path) == name)
     }
 
     fn has_path(&self, path: Option<&str>) -> bool {

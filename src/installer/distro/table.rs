@@ -112,8 +112,8 @@ pub struct DistroSpec {
     pub(crate) os_ids: &'static [&'static str],
     /// Its programs. They count only if no containerd runs or is installed, as they may be left from a former distribution.
     pub programs: &'static [&'static str],
-    /// Files that it creates when it runs. They count under the same condition as `programs`, and only if there are no programs of any
-    /// distribution.
+    /// Files that it creates when it runs, and its configuration. They count under the same condition as `programs`, and only if there are no
+    /// programs of any distribution.
     pub(crate) data: &'static [&'static str],
     /// Why Farrier does not change such a host, and how to add a runtime there; `None` if Farrier changes it.
     pub unsupported: Option<Unsupported>,
@@ -125,6 +125,9 @@ pub struct DistroSpec {
     pub edited: Edited,
     /// Files and directories of its own configuration, which its service reads at the start. The name of a directory ends with `.d`.
     pub(crate) own_config: &'static [&'static str],
+    /// The begin of the environment variables in which its options may be set, if an option moves the directory of its data, the first of
+    /// `paths`. The options may also be in the first file of `own_config`.
+    pub(crate) option_variables: Option<&'static str>,
     /// The handlers that the distribution declares by itself, each with the file name of the program that it looks for at each start.
     pub finds: &'static [(&'static str, &'static str)],
     /// The argument with which one of `programs` prints the distribution's release.
@@ -152,6 +155,12 @@ const SERVE_LIMIT_WITH_KUBELET: Duration = Duration::from_mins(5);
 /// containerd's own default address.
 pub const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// The configuration file that containerd loads if its command line names none (`defaults/defaults_unix.go`).
+pub const STOCK_CONFIG: &str = "/etc/containerd/config.toml";
+
+/// The unit of containerd in packages.
+pub const STOCK_UNIT: &str = "containerd.service";
+
 /// containerd as its own packages install it; the base of the other rows.
 pub(crate) const STOCK: DistroSpec = DistroSpec {
     distro: Distro::Systemd,
@@ -167,15 +176,16 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     programs: &[],
     data: &[],
     unsupported: None,
-    config: "/etc/containerd/config.toml",
+    config: STOCK_CONFIG,
     variable: None,
     edited: Edited::Loaded,
     own_config: &[],
+    option_variables: None,
     finds: &[],
     release: None,
     rewritten: false,
     socket: STOCK_SOCKET,
-    unit: "containerd.service",
+    unit: STOCK_UNIT,
     restart: Restart::Service,
     serve_limit: SERVE_LIMIT,
     directories: &[INSTALL_DIRECTORY],
@@ -207,7 +217,11 @@ const K3S: DistroSpec = DistroSpec {
     paths: &["/var/lib/rancher/k3s"],
     units: &["k3s.", "k3s-"],
     programs: &["/usr/local/bin/k3s", "/usr/bin/k3s", "/bin/k3s"],
-    data: &["/var/lib/rancher/k3s/agent/etc/containerd/config.toml"],
+    data: &[
+        "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+        "/etc/rancher/k3s/config.yaml",
+        "/etc/rancher/k3s/config.yaml.d",
+    ],
     config: "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
     edited: Edited::GoTemplate {
         v3: "config-v3.toml.tmpl",
@@ -218,6 +232,7 @@ const K3S: DistroSpec = DistroSpec {
         "/etc/rancher/k3s/config.yaml.d",
         "/etc/rancher/k3s/registries.yaml",
     ],
+    option_variables: Some("K3S_"),
     finds: K3S_FINDS,
     release: Some("--version"),
     socket: "/run/k3s/containerd/containerd.sock",
@@ -274,13 +289,18 @@ pub const TABLE: &[DistroSpec] = &[
         paths: &["/var/lib/rancher/rke2"],
         units: &["rke2-"],
         programs: &["/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2"],
-        data: &["/var/lib/rancher/rke2/agent/etc/containerd/config.toml"],
+        data: &[
+            "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+            "/etc/rancher/rke2/config.yaml",
+            "/etc/rancher/rke2/config.yaml.d",
+        ],
         config: "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
         own_config: &[
             "/etc/rancher/rke2/config.yaml",
             "/etc/rancher/rke2/config.yaml.d",
             "/etc/rancher/rke2/registries.yaml",
         ],
+        option_variables: Some("RKE2_"),
         unit: "rke2-agent.service",
         ..K3S
     },

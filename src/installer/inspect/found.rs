@@ -1,7 +1,7 @@
 //! Finds what a distribution that starts containerd itself will use at its next start: the programs that it declares as runtimes, and its
 //! unit. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::installer::containerd::daemon::{Daemon, RC_STARTED};
@@ -13,7 +13,8 @@ use crate::installer::host::HostRoot;
 const SEARCHED_FIRST: &str = "/usr/local/nvidia/toolkit:/opt/kwasm/bin";
 
 /// The `PATH` of a systemd service without one (systemd.exec(5)), with the directories of systems that separate `/bin` from `/usr/bin`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Directories in `PATH` that are searched, at most. The environment of a process may be long.
 const MAX_DIRECTORIES: usize = 64;
@@ -54,7 +55,7 @@ pub(crate) fn found_runtimes(
 }
 
 /// Whether Go's `exec.LookPath` takes the file for a program.
-fn is_program(host: &HostRoot, path: &str) -> bool {
+pub(super) fn is_program(host: &HostRoot, path: &str) -> bool {
     let file = host.open_file(path).ok().flatten();
     file.and_then(|file| file.metadata().ok())
         .is_some_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
@@ -74,6 +75,18 @@ pub(crate) fn unit_of_stopped(host: &HostRoot, distro: &DistroSpec) -> Option<St
         units.next().is_none().then_some(first)
     };
     of_distro(services.collect()).or_else(|| units.map(Iterator::collect).find_map(of_distro))
+}
+
+/// The units of a distribution whose containerd does not run: the one of [`unit_of_stopped`], or else all units.
+pub(super) fn units_of_stopped(host: &HostRoot, distro: &DistroSpec) -> BTreeSet<String> {
+    if let Some(unit) = unit_of_stopped(host, distro) {
+        return BTreeSet::from([unit]);
+    }
+    let units = UNIT_DIRECTORIES.iter();
+    let names = units.flat_map(|directory| host.list(directory).unwrap_or_default());
+    names
+        .filter(|name| name.ends_with(".service") && distro.has_unit(name))
+        .collect()
 }
 
 #[cfg(test)]

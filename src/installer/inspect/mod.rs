@@ -1,6 +1,8 @@
 //! Gathers the facts about a host: its distribution, its containerd, the configuration, the served runtimes and Farrier's files. Reads only;
 //! `plan` decides.
 
+mod config_path;
+mod data_dir;
 mod error;
 mod found;
 pub mod legacy;
@@ -20,7 +22,7 @@ use crate::containerd_config::{
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, Status};
-use crate::installer::containerd::daemon::{self, Containerd, Daemon};
+use crate::installer::containerd::daemon::{self, Containerd};
 use crate::installer::containerd::kubelet::is_same_socket;
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse, unix_sockets_of};
@@ -28,19 +30,18 @@ use crate::installer::containerd::service::{self, RestartEffect, Service, Servic
 use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;
-use crate::installer::distro::editable_files;
 use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{
     InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, stored_digest, target_digest,
 };
+use config_path::{ContainerdUnit, known_config, program, recorded_root, root_config};
 pub use error::Error;
 use found::{found_runtimes, unit_of_stopped};
 use os::{
-    PROGRAMS, config_of_unit, config_path_problem, detect_distro, directory,
-    directory_owner_problem, orphaned_config, snippets, sources, state_dir_problem,
-    symlinked_directory_problem, version_command,
+    config_path_problem, detect_distro, directory, directory_owner_problem, orphaned_config,
+    snippets, sources, state_dir_problem, symlinked_directory_problem, version_command,
 };
 use pending::{Subject, record_loaded, record_present};
 use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
@@ -305,14 +306,15 @@ pub async fn gather(
 ) -> Result<HostFacts, Error> {
     let running = daemon::find(host, target)?;
     let daemon = running.containerd.daemon();
-    let installed = PROGRAMS.into_iter().find(|path| host.seems_to_exist(path));
-    let program = daemon.map(|daemon| daemon.program.clone());
-    let named = daemon.and_then(|daemon| daemon.config.as_ref().ok()?.as_deref());
+    let unit = ContainerdUnit::read(host);
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
     let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
-    let distro = detect_distro(host, &running, config.or(named).or(recorded))?;
-    let program = program.or_else(|| installed.map(str::to_owned));
-    let (config, unknown_config) = root_config(host, distro, daemon, config, recorded);
+    let known = known_config(host, daemon, &unit, config, recorded);
+    let is_installed = unit.installed_program(host).is_some();
+    let distro = detect_distro(host, &running, known, is_installed)?;
+    let program = program(host, distro, daemon, &unit);
+    let (config, unknown_config) =
+        root_config(host, distro, &running.containerd, &unit, config, recorded);
     let config_files = load(host, &config)?;
     let sources = sources(host, distro, &config)?;
     let snippets = snippets(host, distro, &config)?;
@@ -399,42 +401,6 @@ pub async fn gather(
         run_programs(host, &mut facts).await;
     }
     Ok(facts)
-}
-
-/// The path of the root configuration file, and why it or the socket is unknown, if it is. `given` is the path that an operator gives, and
-/// `recorded` that of the last change.
-fn root_config(
-    host: &HostRoot,
-    distro: &DistroSpec,
-    daemon: Option<&Daemon>,
-    given: Option<&str>,
-    recorded: Option<&str>,
-) -> (String, Option<Problem>) {
-    let in_unit = match daemon {
-        Some(_) => Ok(None),
-        None => config_of_unit(host, distro),
-    };
-    let unknown = daemon
-        .and_then(|daemon| daemon.address.as_ref().err())
-        .or_else(|| {
-            let in_command_line = daemon.and_then(|daemon| daemon.config.as_ref().err());
-            let unknown = in_command_line.or(in_unit.as_ref().err());
-            unknown.filter(|_| given.is_none())
-        })
-        .map(|error| Problem::new(error, error.help()));
-    let path = given
-        .or(daemon.and_then(|daemon| daemon.config.as_ref().ok()?.as_deref()))
-        .or(in_unit.as_ref().ok().and_then(Option::as_deref))
-        .or(recorded)
-        .filter(|path| !editable_files(distro.edited, distro.config).contains(&(*path).to_owned()))
-        .unwrap_or(distro.config);
-    (path.to_owned(), unknown)
-}
-
-/// The root configuration file of the last change, if it exists: for a host on which no containerd runs that would name it.
-fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a str> {
-    let root = state.config.as_ref()?.root.as_deref()?;
-    host.seems_to_exist(root).then_some(root)
 }
 
 /// Runs the programs of the host for their releases, and containerd for the configuration that it loads. The output stays in memory: the

@@ -1,15 +1,11 @@
 //! Detects the distribution of a host, the paths of its files, and mounts that prevent a change. Reads only; `containerd::daemon` finds the
 //! running containerd.
 
-use tracing::warn;
-
 use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
-use crate::installer::containerd::command_line;
 use crate::installer::containerd::daemon::{Daemon, Running};
 use crate::installer::containerd::process::without_deleted_mark;
-use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Edited, Evidence};
 use crate::installer::host::lock::DIRECTORY as LOCK_DIRECTORY;
@@ -18,6 +14,9 @@ use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
 use crate::installer::state::{InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, State};
 
+/// The help where the path of the configuration is unknown.
+pub(super) const NAME_FILE: &str = "name the configuration file of containerd with --config";
+
 /// The paths where packages install containerd, for a host on which no containerd runs.
 pub(crate) const PROGRAMS: [&str; 3] = [
     "/usr/bin/containerd",
@@ -25,11 +24,13 @@ pub(crate) const PROGRAMS: [&str; 3] = [
     "/opt/containerd/bin/containerd",
 ];
 
-/// The row in the table of distributions that fits the host.
+/// The row in the table of distributions that fits the host. `config` is the known path of containerd's configuration, and `installed` says
+/// whether its unit starts an installed program.
 pub(crate) fn detect_distro(
     host: &HostRoot,
     running: &Running,
     config: Option<&str>,
+    installed: bool,
 ) -> Result<&'static DistroSpec, Error> {
     let os_release = host
         .read_text("/etc/os-release", SMALL_FILE_LIMIT)?
@@ -50,7 +51,7 @@ pub(crate) fn detect_distro(
         init: &init,
         endpoint: kubelet.and_then(|kubelet| kubelet.endpoint.as_deref()),
         kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
-        installed: PROGRAMS.into_iter().any(|path| host.seems_to_exist(path)),
+        installed: installed || PROGRAMS.into_iter().any(|path| host.seems_to_exist(path)),
         os_release: &os_release,
     };
     Ok(distro::detect(&evidence, |path| host.seems_to_exist(path)))
@@ -258,47 +259,6 @@ pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<Problem> {
             "remount the file system read-write",
         )
     })
-}
-
-/// The path of the configuration in containerd's unit, for a host on which no containerd runs; `None` if the unit names none.
-///
-/// # Errors
-/// When the arguments of containerd are known, and the path in them is not.
-pub(crate) fn config_of_unit(
-    host: &HostRoot,
-    distro: &DistroSpec,
-) -> Result<Option<String>, command_line::Error> {
-    let unit = distro.unit;
-    let service = match systemd_unit::service(host, unit) {
-        Ok(service) => service,
-        Err(reason) => {
-            warn!(unit, %reason, "failed to read the unit of containerd: ignoring the unit's configuration path");
-            return Ok(None);
-        }
-    };
-    let (files, variable) = (&service.files, distro.variable);
-    let in_environment = || service.environment.get(variable?).cloned();
-    let path = match &service.command {
-        Ok(command) if file_name(&command.program) == "containerd" => {
-            let arguments = command.arguments.iter().map(String::as_bytes);
-            let arguments: Vec<&[u8]> = arguments.collect();
-            let directory = || service.working_directory.clone();
-            return match command_line::paths(&arguments, directory) {
-                Some(paths) => paths.config,
-                None => Ok(None),
-            };
-        }
-        // The unit runs another program, such as a wrapper, whose arguments are not containerd's.
-        Ok(_) => in_environment(),
-        Err(reason) => {
-            if !files.is_empty() {
-                let files = files.join(", ");
-                warn!(unit, files, %reason, "failed to determine the arguments of containerd: reading only the unit's environment");
-            }
-            in_environment()
-        }
-    };
-    Ok(path.filter(|path| path.starts_with('/')))
 }
 
 /// Files of an operating system image, which its next update replaces (FHS 3.0, 4.11).
