@@ -98,6 +98,16 @@ fn at(directory: &str, name: &str) -> String {
     &at(MICROK8S, "containerd-template.toml"),
     "/var/snap/microk8s/common/farrier"
 )]
+#[case::the_template_of_microk8s_beside_the_containerd_of_docker(
+    &[
+        ("/usr/bin/containerd".to_owned(), ""),
+        ("/etc/containerd/config.toml".to_owned(), "disabled_plugins = ['cri']\n"),
+        (at(MICROK8S, "kubelet"), "--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n"),
+        (at(MICROK8S, "containerd-template.toml"), include_str!("../corpus/distributions/microk8s-template.toml")),
+    ],
+    &at(MICROK8S, "containerd-template.toml"),
+    "/var/snap/microk8s/common/farrier"
+)]
 #[case::a_configuration_of_k0s_that_its_owner_keeps(
     &[
         ("/var/lib/k0s/bin/k0s".to_owned(), ""),

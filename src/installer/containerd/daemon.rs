@@ -85,6 +85,13 @@ pub enum Containerd {
         /// Processes named kubelet that root started and that do not count, by PID.
         refused: Vec<Refusal>,
     },
+    /// A distribution embeds the kubelet, and no containerd of this live host that counts is the one that this kubelet uses.
+    NotOfKubelet {
+        /// The socket that the kubelet uses, if it is known.
+        socket: Option<String>,
+        /// Processes named containerd that do not count, by PID.
+        refused: Vec<Refusal>,
+    },
     /// The host is an image, so Farrier searched for no process.
     Image,
 }
@@ -95,7 +102,10 @@ impl Containerd {
     pub fn daemon(&self) -> Option<&Daemon> {
         match self {
             Self::Live(daemon) => Some(daemon),
-            Self::NotFound { .. } | Self::UnknownKubelet { .. } | Self::Image => None,
+            Self::NotFound { .. }
+            | Self::UnknownKubelet { .. }
+            | Self::NotOfKubelet { .. }
+            | Self::Image => None,
         }
     }
 
@@ -103,7 +113,10 @@ impl Containerd {
     #[must_use]
     pub fn target(&self) -> Target {
         match self {
-            Self::Live(_) | Self::NotFound { .. } | Self::UnknownKubelet { .. } => Target::Live,
+            Self::Live(_)
+            | Self::NotFound { .. }
+            | Self::UnknownKubelet { .. }
+            | Self::NotOfKubelet { .. } => Target::Live,
             Self::Image => Target::Image,
         }
     }
@@ -121,11 +134,11 @@ pub struct Running {
 const CONTAINERD: &str = "containerd";
 const KUBELET: &str = "kubelet";
 
-/// Finds the containerd and the kubelet that run on this host. An image has neither.
+/// Finds the containerd and the kubelet that run on this host. In an image, neither runs, and an embedded kubelet is known by its files.
 ///
 /// Of several containerd processes, one with the CRI socket of the kubelet comes first, then one of a distribution that embeds both (k3s,
 /// RKE2), then the one of `containerd.service`, the unit in the packages, then the lowest PID. Without a kubelet that counts, this choice may
-/// be wrong, so there is none if root has started another kubelet.
+/// be wrong, so there is none if root has started another kubelet, or if a distribution embeds the kubelet and none of them is its own.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -133,7 +146,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     if target == Target::Image {
         return Ok(Running {
             containerd: Containerd::Image,
-            kubelet: None,
+            kubelet: Kubelet::embedded(host),
         });
     }
     let (mut daemons, mut kubelets) = (Vec::new(), Vec::new());
@@ -152,17 +165,29 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
             }
         }
     }
-    let kubelet = choose_kubelet(kubelets);
+    let process = choose_kubelet(kubelets);
+    let daemons = without_forks(&daemons);
+    let is_unclear = process.is_none() && !refused_kubelets.is_empty() && daemons.len() > 1;
+    let is_process = process.is_some();
+    let kubelet = process.or_else(|| Kubelet::embedded(host));
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint.clone());
-    let daemons = without_forks(&daemons);
-    let is_unclear = kubelet.is_none() && !refused_kubelets.is_empty() && daemons.len() > 1;
+    let is_of_embedded = |daemon: &Daemon| {
+        distro::is_embedded(&daemon.program, daemon.unit.as_deref())
+            || listens_at(daemon, endpoint.as_deref())
+    };
     let containerd = match choose_daemon(daemons, endpoint.as_deref()) {
         Some(_) if is_unclear => Containerd::UnknownKubelet {
             refused: refused_kubelets,
         },
-        Some(daemon) => Containerd::Live(daemon),
+        Some(daemon) if is_process || kubelet.is_none() || is_of_embedded(&daemon) => {
+            Containerd::Live(daemon)
+        }
+        Some(_) => Containerd::NotOfKubelet {
+            socket: endpoint,
+            refused,
+        },
         None => Containerd::NotFound { refused },
     };
     Ok(Running {
@@ -178,9 +203,10 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
 pub fn find_daemon(host: &HostRoot) -> Result<Option<Daemon>, host::Error> {
     match find(host, Target::Live)?.containerd {
         Containerd::Live(daemon) => Ok(Some(daemon)),
-        Containerd::NotFound { .. } | Containerd::UnknownKubelet { .. } | Containerd::Image => {
-            Ok(None)
-        }
+        Containerd::NotFound { .. }
+        | Containerd::UnknownKubelet { .. }
+        | Containerd::NotOfKubelet { .. }
+        | Containerd::Image => Ok(None),
     }
 }
 
@@ -204,12 +230,17 @@ fn without_forks(processes: &[Process]) -> Vec<Daemon> {
     daemons.cloned().filter_map(Daemon::of).collect()
 }
 
+/// Whether the containerd listens at the socket `endpoint`.
+fn listens_at(daemon: &Daemon, endpoint: Option<&str>) -> bool {
+    let address = daemon.address().unwrap_or(distro::STOCK_SOCKET);
+    endpoint.is_some_and(|endpoint| kubelet::is_same_socket(endpoint, address))
+}
+
 fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
     daemons.sort_by_key(|daemon| {
-        let address = daemon.address().unwrap_or(distro::STOCK_SOCKET);
         let unit = daemon.unit.as_deref();
         (
-            !endpoint.is_some_and(|endpoint| kubelet::is_same_socket(endpoint, address)),
+            !listens_at(daemon, endpoint),
             !distro::is_embedded(&daemon.program, unit),
             unit != Some("containerd.service"),
             daemon.process,
@@ -308,6 +339,58 @@ mod tests {
         let found = find_daemon(&tree.host()).unwrap().unwrap();
         let is_known = has_second && expected.is_none();
         assert_eq!(found.process.0, if is_known { 813 } else { 812 });
+    }
+
+    #[rstest]
+    #[case::of_the_snap(
+        Some("--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n"),
+        true,
+        Some(813)
+    )]
+    #[case::that_does_not_count(
+        Some("--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n"),
+        false,
+        None
+    )]
+    #[case::of_the_host(
+        Some("--container-runtime-endpoint=unix:///run/containerd/containerd.sock\n"),
+        true,
+        Some(812)
+    )]
+    #[case::with_an_unknown_socket(Some("--v=2\n"), true, Some(813))]
+    #[case::that_does_not_count_with_an_unknown_socket(Some("--v=2\n"), false, None)]
+    #[case::without_a_snap(None, false, Some(812))]
+    fn beside_the_containerd_of_docker_that_of_an_embedded_kubelet_counts(
+        #[case] arguments: Option<&str>,
+        #[case] has_own: bool,
+        #[case] expected: Option<u32>,
+    ) {
+        let tree = tree(&[(812, CONTAINERD)]);
+        if let Some(arguments) = arguments {
+            tree.write("/var/snap/microk8s/current/args/kubelet", arguments);
+        }
+        if has_own {
+            let own = Given {
+                cgroup: "0::/system.slice/snap.microk8s.daemon-containerd.service\n",
+                program: "/snap/microk8s/7394/bin/containerd",
+                arguments: "containerd\0--address\0/var/snap/microk8s/common/run/containerd.sock\0",
+                ..CONTAINERD
+            };
+            tree.process(813, &own);
+        }
+        let found = find(&tree.host(), Target::Live).unwrap().containerd;
+        assert_eq!(found.daemon().map(|daemon| daemon.process.0), expected);
+        let is_another = matches!(found, Containerd::NotOfKubelet { .. });
+        assert_eq!(is_another, expected.is_none());
+        // A kubelet that is a process of its own decides.
+        tree.process(
+            900,
+            &kubelet(
+                "/usr/bin/kubelet\0--container-runtime-endpoint=/run/containerd/containerd.sock\0",
+            ),
+        );
+        let found = find_daemon(&tree.host()).unwrap().unwrap();
+        assert_eq!(found.process.0, 812);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::process::Process;
+use crate::installer::distro::TABLE;
+use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot};
 
 /// Size of a configuration file, in bytes, at most. A kubelet's configuration has some kilobytes.
@@ -41,7 +43,42 @@ impl Kubelet {
             endpoint,
         }
     }
+
+    /// The kubelet in a process of another name, by the file of its arguments. snapd removes the path of this file while the snap is disabled.
+    ///
+    /// Each line has arguments, in which the process expands variables (`pkg/kubelite` of `MicroK8s`).
+    pub(crate) fn embedded(host: &HostRoot) -> Option<Self> {
+        let mut paths = TABLE.iter().filter_map(|spec| spec.kubelet_arguments);
+        let (path, text) = paths.find_map(|path| {
+            let text = host.read_text(path, SMALL).ok().flatten()?;
+            Some((path, text))
+        })?;
+        let data = path.strip_suffix(SNAP_FILE).unwrap_or_default();
+        let common = format!("{}/common", parent_directory(data));
+        let expanded = |word: &str| {
+            let variables = [("SNAP_COMMON", common.as_str()), ("SNAP_DATA", data)];
+            let start = word.to_owned();
+            variables.into_iter().fold(start, |word, (name, value)| {
+                let word = word.replace(&format!("${{{name}}}"), value);
+                word.replace(&format!("${name}"), value)
+            })
+        };
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.starts_with('#'));
+        let words: Vec<String> = lines
+            .flat_map(str::split_whitespace)
+            .map(expanded)
+            .collect();
+        let list: Vec<&str> = words.iter().map(String::as_str).collect();
+        Some(Self {
+            endpoint: flag(&list, "container-runtime-endpoint").and_then(socket),
+            arguments: list.iter().flat_map(|word| [*word, "\0"]).collect(),
+        })
+    }
 }
+
+/// The last parts of the path of a snap's file with the arguments of its kubelet.
+const SNAP_FILE: &str = "/args/kubelet";
 
 /// Whether two paths name the same socket: `/var/run` is a symlink to `/run`.
 #[must_use]
@@ -283,6 +320,34 @@ mod tests {
     ) {
         let value = endpoint_of(text).unwrap().unwrap();
         assert_eq!(socket(value.as_str().unwrap()).as_deref(), Some(expected));
+    }
+
+    #[rstest]
+    #[case::as_packaged(
+        "--root-dir=${SNAP_COMMON}/var/lib/kubelet\n--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n",
+        Some("/var/snap/microk8s/common/run/containerd.sock")
+    )]
+    #[case::without_braces(
+        "--container-runtime-endpoint=unix://$SNAP_DATA/a.sock\n",
+        Some("/var/snap/microk8s/current/a.sock")
+    )]
+    #[case::of_the_host(
+        "# --container-runtime-endpoint=/run/b.sock\n  --container-runtime-endpoint unix:///run/a.sock\n",
+        Some("/run/a.sock")
+    )]
+    #[case::absent("--v=2\n", None)]
+    fn the_endpoint_of_an_embedded_kubelet_is_in_the_file_of_its_arguments(
+        #[case] text: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        assert_eq!(Kubelet::embedded(&host), None);
+        let args = directory.path().join("var/snap/microk8s/current/args");
+        std::fs::create_dir_all(&args).unwrap();
+        std::fs::write(args.join("kubelet"), text).unwrap();
+        let kubelet = Kubelet::embedded(&host).unwrap();
+        assert_eq!(kubelet.endpoint.as_deref(), expected);
     }
 
     #[rstest]

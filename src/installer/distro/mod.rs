@@ -41,7 +41,7 @@ pub struct Evidence<'a> {
     pub config: Option<&'a str>,
     /// Command line of process 1.
     pub init: &'a str,
-    /// The CRI socket in the configuration of the host's kubelet.
+    /// The CRI socket in the configuration of the host's kubelet, which need not run.
     pub endpoint: Option<&'a str>,
     /// Command line of the host's kubelet, with a NUL after each argument; empty if no kubelet runs on the host.
     pub kubelet: &'a str,
@@ -136,8 +136,7 @@ impl DistroSpec {
         self.has_path(evidence.program)
             || self.has_path(evidence.config)
             || unit.is_some_and(|unit| self.has_unit(unit))
-            || endpoint
-                .is_some_and(|(is, start)| is_below(is.strip_prefix("/var").unwrap_or(is), start))
+            || endpoint.is_some_and(|(is, start)| is_below(without_var(is), start))
             || self.is_kubelet(evidence.kubelet)
     }
 
@@ -152,6 +151,12 @@ impl DistroSpec {
 #[must_use]
 pub fn is_searched_for(handler: &str) -> bool {
     TABLE.iter().any(|spec| spec.program_of(handler).is_some())
+}
+
+/// The path of a socket without the symlink `/var/run`, which leads to `/run`.
+fn without_var(path: &str) -> &str {
+    let plain = path.strip_prefix("/var");
+    plain.filter(|it| it.starts_with("/run/")).unwrap_or(path)
 }
 
 /// Whether `path` is `start` or below it, by whole components. The same holds for a label's key and its domain.
@@ -301,6 +306,11 @@ mod tests {
         ("/usr/bin/containerd", "containerd.service", "/sbin/init", "/var/run/crio/crio.sock"),
         "ID=ubuntu\n",
         Distro::CriO
+    )]
+    #[case::microk8s_beside_docker(
+        ("", "", "", "/var/snap/microk8s/common/run/containerd.sock"),
+        "ID=ubuntu\n",
+        Distro::MicroK8s
     )]
     fn the_distribution_is_detected_by_running_processes(
         #[case] running: Running,

@@ -128,6 +128,8 @@ pub struct DistroSpec {
     /// The begin of the environment variables in which its options may be set, if an option moves the directory of its data, the first of
     /// `paths`. The options may also be in the first file of `own_config`.
     pub(crate) option_variables: Option<&'static str>,
+    /// The file with the arguments of the kubelet, if the distribution embeds the kubelet in a process of another name.
+    pub(crate) kubelet_arguments: Option<&'static str>,
     /// The handlers that the distribution declares by itself, each with the file name of the program that it looks for at each start.
     pub finds: &'static [(&'static str, &'static str)],
     /// The argument with which one of `programs` prints the distribution's release.
@@ -181,6 +183,7 @@ pub(crate) const STOCK: DistroSpec = DistroSpec {
     edited: Edited::Loaded,
     own_config: &[],
     option_variables: None,
+    kubelet_arguments: None,
     finds: &[],
     release: None,
     rewritten: false,
@@ -321,6 +324,8 @@ pub const TABLE: &[DistroSpec] = &[
             "/var/snap/microk8s/current/args/containerd",
             "/var/snap/microk8s/current/args/containerd-env",
         ],
+        kubelet_arguments: Some("/var/snap/microk8s/current/args/kubelet"),
+        endpoint: Some("/var/snap/microk8s"),
         edited: Edited::TomlTemplate("containerd-template.toml"),
         socket: "/var/snap/microk8s/common/run/containerd.sock",
         unit: "snap.microk8s.daemon-containerd.service",

@@ -349,6 +349,7 @@ pub async fn gather(
             Containerd::Live(daemon) => Containerd::Live(daemon.with_openrc_unit(host, distro)),
             none @ (Containerd::NotFound { .. }
             | Containerd::UnknownKubelet { .. }
+            | Containerd::NotOfKubelet { .. }
             | Containerd::Image) => none,
         },
         program,

@@ -36,6 +36,10 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         (Containerd::UnknownKubelet { refused }, _) => Err(Error::UnknownKubelet {
             refused: refused.clone(),
         }),
+        (Containerd::NotOfKubelet { socket, refused }, _) => Err(Error::NotOfKubelet {
+            socket: socket.clone(),
+            refused: refused.clone(),
+        }),
         (Containerd::Live(_), Ok(served)) if served.ready => Ok(()),
         (Containerd::Live(_), Ok(_)) => Err(Error::NotServing(Problem::new(
             "its runtime is not ready",

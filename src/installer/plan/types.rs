@@ -230,6 +230,18 @@ pub enum Error {
         /// Processes called kubelet that do not count.
         refused: Vec<Refusal>,
     },
+    /// The kubelet uses none of the containerd that count.
+    #[error(
+        "no containerd that Farrier may use listens at {}, the socket of this host's kubelet{}",
+        socket.as_deref().unwrap_or("an unknown path"),
+        not_counted(refused)
+    )]
+    NotOfKubelet {
+        /// The socket of the kubelet, if it is known.
+        socket: Option<String>,
+        /// Processes called containerd that do not count.
+        refused: Vec<Refusal>,
+    },
     /// The release of containerd is unknown.
     #[error("failed to determine the release of this host's containerd: {0}")]
     NoVersion(Problem),
@@ -301,6 +313,10 @@ impl Error {
                 None => Cow::Borrowed(
                     "start containerd, or use --offline to prepare the host for the next start of containerd",
                 ),
+            },
+            Self::NotOfKubelet { refused, .. } => match by_evidence(refused).first() {
+                Some(refusal) => return refusal.reason.help(),
+                None => Cow::Borrowed("start the containerd that the kubelet uses"),
             },
             Self::UnknownKubelet { refused } => {
                 return by_evidence(refused)

@@ -815,6 +815,12 @@ mod tests {
                 }],
             },
         }
+        NotOfKubelet {
+            |facts| facts.containerd = Containerd::NotOfKubelet {
+                socket: Some("/run/a.sock".to_owned()),
+                refused: Vec::new(),
+            },
+        }
         NoVersion {
             |facts| facts.version = None,
         }

@@ -146,6 +146,10 @@ fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
             let refused = std::mem::take(refused);
             return Err(plan::Error::UnknownKubelet { refused }.into());
         }
+        Containerd::NotOfKubelet { socket, refused } => {
+            let (socket, refused) = (socket.take(), std::mem::take(refused));
+            return Err(plan::Error::NotOfKubelet { socket, refused }.into());
+        }
         Containerd::Live(_) | Containerd::Image => {}
     }
     Ok(containerd)
