@@ -40,6 +40,7 @@ pub const LONGEST_NAME: usize = LONGEST_LABEL_NAME;
     doc = "A Shim is one container runtime shim: where it is fetched from, which nodes get it, and how pods select it. `kubectl wait --for=condition=Ready shim/NAME` waits until every selected node serves the shim.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("the name of a Shim must have at most 63 characters, because it becomes a node label"),
     printcolumn(name = "RuntimeClass", type_ = "string", json_path = ".spec.runtimeClass.name"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.state", description = "The state of the Shim in one word."),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady", description = "Nodes that serve the shim."),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Selected nodes that the shim supports."),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed", description = "Nodes whose last attempt failed."),
@@ -254,9 +255,14 @@ pub enum Scheduling {
 #[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ShimStatus {
-    /// Ready (every selected node serves the shim), Progressing and Degraded, each with a reason and a message.
+    /// Ready (every selected node serves the shim), Progressing and Degraded, each with a reason and a message. Without any selected node,
+    /// Ready is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// The state in one word, for people: Ready, Provisioning, Halted, Paused, Conflict, Unsupported, NoNodes, or another reason of the
+    /// condition Ready. Programs read the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// Number of selected nodes that the shim supports. Nodes of other platforms and of unsupported distributions are not counted; the
     /// condition Ready lists them.
     #[serde(default)]

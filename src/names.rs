@@ -192,6 +192,8 @@ pub mod reasons {
     pub const INTERRUPTED: &str = "Interrupted";
     /// Event and condition reason: a node waits for pods that a restart of containerd would end.
     pub const WAITING_FOR_PODS: &str = "WaitingForPods";
+    /// Condition reason: all nodes that are left are cordoned or not ready.
+    pub const WAITING_FOR_NODES: &str = "WaitingForNodes";
     /// Event reason: pods have not come back after a restart of containerd.
     pub const PODS_NOT_RUNNING: &str = "PodsNotRunning";
     /// Event and condition reason: the last attempt on a node failed.

@@ -24,11 +24,24 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Longest reason in the table, in bytes.
 const LONGEST_REASON: usize = 600;
 
+/// Longest message about a Shim, in bytes.
+const LONGEST_MESSAGE: usize = 2_000;
+
 #[derive(Debug, Serialize)]
 struct StatusTable {
     nodes: Vec<NodeLine>,
+    shims: Vec<ShimLine>,
+    /// The Shims of the columns: those of the cluster, and those that a node is labelled with.
     #[serde(skip)]
-    shims: BTreeSet<String>,
+    columns: BTreeSet<String>,
+}
+
+/// The state of a Shim, as the controller has written it.
+#[derive(Debug, Serialize)]
+struct ShimLine {
+    name: String,
+    state: Option<String>,
+    message: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +49,9 @@ struct NodeLine {
     name: String,
     ready: bool,
     shims: BTreeMap<String, Cell>,
+    /// Annotations and labels that nearly select Shims: one sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    near_misses: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -71,28 +87,29 @@ pub async fn status_table(json: bool) -> Result<String, Error> {
 
 impl StatusTable {
     fn new(nodes: &[NodeObject], shims: &[ShimObject]) -> Self {
-        let mut names: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
+        let mut columns: BTreeSet<String> = shims.iter().map(ResourceExt::name_any).collect();
         // The controller's setting is unknown here. Only the reasons in the table depend on it.
         let cluster = Cluster::new(shims.iter().map(ShimView::from).collect(), true, false);
         let nodes = nodes.iter().map(|node| NodeLine::new(node, &cluster));
         let nodes: Vec<NodeLine> = nodes.collect();
-        names.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));
+        columns.extend(nodes.iter().flat_map(|node| node.shims.keys().cloned()));
         Self {
             nodes,
-            shims: names,
+            shims: cluster.shims.iter().map(ShimLine::new).collect(),
+            columns,
         }
     }
 
-    /// Columns of equal width, followed by a line per failure.
+    /// Columns of equal width, followed by a line per failure, per annotation that nearly selects a Shim, and per Shim.
     fn text(&self) -> String {
         let head = ["NODE", "STATUS"]
             .map(str::to_owned)
             .into_iter()
-            .chain(self.shims.iter().map(|shim| shim.to_uppercase()));
+            .chain(self.columns.iter().map(|shim| shim.to_uppercase()));
         let mut rows: Vec<Vec<String>> = vec![head.collect()];
         for node in &self.nodes {
             let status = if node.ready { "Ready" } else { "NotReady" };
-            let cells = self.shims.iter().map(|shim| {
+            let cells = self.columns.iter().map(|shim| {
                 node.shims
                     .get(shim)
                     .map_or("-", |cell| cell.progress)
@@ -105,7 +122,7 @@ impl StatusTable {
                     .collect(),
             );
         }
-        let widths: Vec<usize> = (0..self.shims.len() + 2)
+        let widths: Vec<usize> = (0..self.columns.len() + 2)
             .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
             .collect();
         let mut text = String::new();
@@ -124,6 +141,25 @@ impl StatusTable {
                     let _ = writeln!(text, "{} {shim}: {reason}", node.name);
                 }
             }
+        }
+        for node in &self.nodes {
+            for near_miss in &node.near_misses {
+                let _ = writeln!(text, "{}: {near_miss}", node.name);
+            }
+        }
+        for ShimLine {
+            name,
+            state,
+            message,
+        } in &self.shims
+        {
+            let state = state
+                .as_deref()
+                .unwrap_or("the controller has written no state yet");
+            let message = message
+                .as_ref()
+                .map_or(String::new(), |it| format!(": {it}"));
+            let _ = writeln!(text, "shim {name}: {state}{message}");
         }
         text
     }
@@ -145,8 +181,10 @@ impl NodeLine {
                     let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
                     fault.or(own).or_else(|| applied.reason.clone())
                 }
-                Progress::Removing => own.or_else(|| waiting.clone()),
-                Progress::Pending => waiting.clone(),
+                Progress::Removing => own
+                    .or_else(|| waiting.clone())
+                    .or_else(|| (!view.ready).then(|| unfit(&view)).flatten()),
+                Progress::Pending => waiting.clone().or_else(|| unfit(&view)),
                 Progress::Provisioned => None,
             };
             let cell = Cell {
@@ -159,12 +197,81 @@ impl NodeLine {
             name: view.name.clone(),
             ready: view.ready,
             shims: shims.collect(),
+            near_misses: near_misses(&view, cluster),
         }
     }
 }
 
+impl ShimLine {
+    fn new(shim: &ShimView) -> Self {
+        let status = shim.status.as_ref();
+        let state = status.and_then(|status| status.state.clone());
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        let is_named = |reason: &String| Some(reason) == state.as_ref();
+        // Ready comes first. Without Ready, and for a halted rollout, Progressing has the state as its reason.
+        let of_state = conditions.iter().find(|it| is_named(&it.reason));
+        let condition = of_state.or_else(|| conditions.first());
+        let message = condition.map(|it| handoff::printable_up_to(&it.message, LONGEST_MESSAGE));
+        Self {
+            name: shim.name.clone(),
+            state: state.as_deref().map(handoff::printable),
+            message,
+        }
+    }
+}
+
+/// Why no shim is installed on the node now. Its Job may be running nevertheless.
+fn unfit(node: &NodeView) -> Option<String> {
+    let state = match (node.ready, node.cordoned) {
+        (false, _) => "not ready",
+        (true, true) => "cordoned",
+        (true, false) => return None,
+    };
+    Some(format!("the node is {state}"))
+}
+
+/// Annotations and labels of the node that nearly select Shims that the node does not have: another value, another spelling of the key, or a
+/// label in the place of an annotation. The value `false` is taken for intended.
+fn near_misses(node: &NodeView, cluster: &Cluster) -> Vec<String> {
+    let alike = |key: &str| -> String {
+        let letters = key.chars().filter(|letter| letter.is_alphanumeric());
+        letters.flat_map(char::to_lowercase).collect()
+    };
+    let mut shims: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+    for shim in &cluster.shims {
+        let spec = shim.spec.as_ref().ok().filter(|_| !shim.deleting);
+        let asked = spec.and_then(|spec| spec.annotation_selector.as_ref());
+        let is_there = node.labelled().any(|(name, _)| name == shim.name);
+        for (key, value) in asked.into_iter().flatten().filter(|_| !is_there) {
+            if node.annotations.get(key) == Some(value) {
+                continue;
+            }
+            let annotations = node.annotations.iter().map(|it| ("annotation", it));
+            let labels = node.labels.iter().map(|it| ("label", it));
+            let mut near = annotations.chain(labels);
+            let near = near.find(|(_, (other, found))| {
+                alike(other) == alike(key) && found.as_str() != "false"
+            });
+            if let Some((kind, (other, found))) = near {
+                let found = format!("the {kind} {other}={found}");
+                let asked = format!("{key}={value}");
+                shims.entry((found, asked)).or_default().push(&shim.name);
+            }
+        }
+    }
+    let sentences = shims.into_iter().map(|((found, asked), shims)| {
+        let shims = shims.join(", ");
+        let sentence = format!(
+            "{found} does not select the node for Shim {shims}, which needs the annotation {asked}"
+        );
+        handoff::printable_up_to(&sentence, LONGEST_REASON)
+    });
+    sentences.collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
     use serde_json::json;
 
     use super::*;
@@ -187,6 +294,122 @@ mod tests {
         .unwrap();
         let text = StatusTable::new(&[node], &[shim]).text();
         assert!(text.contains("n1 spin: no artifact is specified"), "{text}");
+    }
+
+    fn spin(more: &serde_json::Value) -> ShimObject {
+        let mut shim = json!({
+            "metadata": {"name": "spin", "finalizers": ["farrier.dev/finalizer"]},
+            "spec": {
+                "fetchStrategy": {}, "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin"},
+                "annotationSelector": {"kwasm.sh/kwasm-node": "true"},
+            },
+        });
+        for (key, value) in more.as_object().unwrap() {
+            shim[key] = value.clone();
+        }
+        serde_json::from_value(shim).unwrap()
+    }
+
+    #[rstest]
+    #[case::value(
+        "annotations",
+        "kwasm.sh/kwasm-node",
+        "yes",
+        Some("the annotation kwasm.sh/kwasm-node=yes")
+    )]
+    #[case::case_of_the_value(
+        "annotations",
+        "kwasm.sh/kwasm-node",
+        "True",
+        Some("the annotation kwasm.sh/kwasm-node=True")
+    )]
+    #[case::key(
+        "annotations",
+        "kwasm.sh/kwasm_node",
+        "true",
+        Some("the annotation kwasm.sh/kwasm_node=true")
+    )]
+    #[case::label(
+        "labels",
+        "kwasm.sh/kwasm-node",
+        "true",
+        Some("the label kwasm.sh/kwasm-node=true")
+    )]
+    #[case::refusal("annotations", "kwasm.sh/kwasm-node", "false", None)]
+    #[case::right("annotations", "kwasm.sh/kwasm-node", "true", None)]
+    #[case::other("annotations", "kwasm.sh/other", "yes", None)]
+    fn an_annotation_that_nearly_selects_a_shim_is_named(
+        #[case] field: &str,
+        #[case] key: &str,
+        #[case] value: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let node = json!({"metadata": {"name": "n1", field: {key: value}}});
+        let node: NodeObject = serde_json::from_value(node).unwrap();
+        let text = StatusTable::new(&[node], &[spin(&json!({}))]).text();
+        let said = expected.map(|found| {
+            format!(
+                "n1: {found} does not select the node for Shim spin, which needs the annotation kwasm.sh/kwasm-node=true\n"
+            )
+        });
+        assert_eq!(text.contains("does not select"), said.is_some(), "{text}");
+        assert!(text.contains(&said.unwrap_or_default()), "{text}");
+    }
+
+    #[rstest]
+    #[case::conflict("Conflict", "Ready", "Conflict")]
+    #[case::halted("Halted", "Progressing", "Halted")]
+    #[case::ready("Ready", "Ready", "Provisioned")]
+    fn each_shim_has_a_line_with_its_state_and_the_message_of_it(
+        #[case] state: &str,
+        #[case] kind: &str,
+        #[case] reason: &str,
+    ) {
+        let condition = |kind: &str, reason: &str, message: &str| {
+            json!({
+                "type": kind, "status": "False", "reason": reason, "message": message,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            })
+        };
+        let mut conditions = [
+            condition("Ready", "Provisioned", "other"),
+            condition("Progressing", "Provisioning", "other"),
+            condition("Degraded", reason, "last"),
+        ];
+        let at = usize::from(kind == "Progressing");
+        conditions[at] = condition(kind, reason, "so it\u{1b} is");
+        let status = json!({"status": {"state": state, "conditions": conditions}});
+        let text = StatusTable::new(
+            &[],
+            &[spin(&status), spin(&json!({"metadata": {"name": "new"}}))],
+        )
+        .text();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("shim spin"))
+            .unwrap();
+        assert!(
+            line.starts_with(&format!("shim spin: {state}: so it")),
+            "{line}"
+        );
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+        assert!(
+            text.ends_with("shim new: the controller has written no state yet\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_cordoned_node_says_why_it_waits() {
+        let node: NodeObject = serde_json::from_value(json!({
+            "metadata": {"name": "n1", "labels": {"farrier.dev/spin": "pending"}},
+            "spec": {"unschedulable": true},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        }))
+        .unwrap();
+        let text = StatusTable::new(&[node], &[]).text();
+        assert!(text.ends_with("n1 spin: the node is cordoned\n"), "{text}");
     }
 
     #[test]

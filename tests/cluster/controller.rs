@@ -431,7 +431,7 @@ async fn a_reconciled_cluster_gets_no_writes() {
     stage.cluster.create_shim(&shim).await;
     stage
         .cluster
-        .condition_becomes("after", "Ready", "True", "")
+        .condition_becomes("after", "Progressing", "False", "selects no node")
         .await;
     assert_eq!(stage.versions().await, before);
     stage.cluster.delete_shim("after").await;

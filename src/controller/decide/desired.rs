@@ -703,15 +703,39 @@ fn selects(
     let Ok(spec) = &shim.spec else {
         return is_kept;
     };
-    if spec.paused && is_kept {
-        return true;
-    }
+    spec.paused && is_kept || matches(spec, node, auto_provision)
+}
+
+/// Whether the selectors of a Shim match the node.
+fn matches(spec: &ShimSpec, node: &NodeView, auto_provision: bool) -> bool {
     let asked_for = |key: &str| auto_provision && key == names::KWASM_NODE_ANNOTATION;
     let mut labels = spec.node_selector.iter().flatten();
     let mut annotations = spec.annotation_selector.iter().flatten();
     labels.all(|(key, value)| node.labels.get(key) == Some(value))
         && annotations
             .all(|(key, value)| node.annotations.get(key) == Some(value) || asked_for(key))
+}
+
+/// Whether the node should have the Shim according to its specification, and has exactly that, whether the Shim is paused or not.
+#[must_use]
+pub fn is_as_specified(
+    shim: &ShimView,
+    node: &NodeView,
+    applied: Option<&Applied>,
+    cluster: &Cluster,
+) -> bool {
+    let blocked = &BTreeMap::new();
+    let seen = Seen {
+        node,
+        applied,
+        cluster,
+        blocked,
+    };
+    let known = applied.and_then(|applied| applied.shims.get(&shim.name));
+    let Ok(spec) = &shim.spec else { return false };
+    let request = resolve(&shim.name, spec, &seen);
+    matches(spec, node, cluster.auto_provision)
+        && request.is_ok_and(|request| known.is_some_and(|known| known.fulfils(&request)))
 }
 
 /// The request for the Shim `name` on the platform of the node, or why it is not possible.

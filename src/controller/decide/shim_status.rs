@@ -155,83 +155,147 @@ fn status(
     now: Timestamp,
 ) -> ShimStatus {
     let failed = tally.failures.len();
-    let nodes = tally.nodes();
-    let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
-    let waits_only = tally.pending + tally.waiting == 0;
     let problems = foreign.iter().chain(unusable).map(Problem::sentence);
     let conflicts: Vec<String> = tally.lost.keys().cloned().chain(problems).collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
-    let mut counts = format!(
-        "{} of {nodes} nodes serve the Shim as specified",
-        tally.ready
-    );
-    if !tally.unsupported.is_empty() {
-        let unsupported = named(&tally.unsupported).join("; ");
-        counts = format!("{counts}; unsupported nodes: {unsupported}");
-    }
     let degraded = match (failed, conflicts.is_empty()) {
         (0, true) => (false, reasons::AS_EXPECTED, "no node failed".to_owned()),
         (0, false) => (true, conflict, conflicts.join("; ")),
         (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
     };
-    let progressing = progressing(shim, tally, &counts);
-    let ready = match (
-        shim.deleting,
-        nodes,
-        tally.ready == nodes && conflicts.is_empty(),
-    ) {
-        (true, _, _) => (
-            false,
-            reasons::REMOVING,
-            "the Shim is being deleted".to_owned(),
-        ),
-        (false, 0, true) if !tally.unsupported.is_empty() => (false, reasons::UNSUPPORTED, counts),
-        (false, 0, true) => (
-            true,
-            reasons::NO_NODES,
-            "the Shim selects no node".to_owned(),
-        ),
-        (false, _, true) => (true, reasons::PROVISIONED, counts),
-        (false, _, false) if failed > 0 => (false, reasons::PROVISION_FAILED, counts),
-        (false, _, false) if !conflicts.is_empty() => (false, conflict, counts),
-        (false, _, false) if waits_only => (
-            false,
-            reasons::WAITING_FOR_PODS,
-            format!(
-                "{counts}; waiting for pods: {}",
-                named(&tally.waiting_for_pods).join("; ")
-            ),
-        ),
-        (false, _, false) => (false, reasons::PROVISIONING, counts),
+    let progressing = progressing(shim, tally);
+    let ready = if failed == 0 && !conflicts.is_empty() && !shim.deleting {
+        let message = format!("{}; {}", counts(tally), conflicts.join("; "));
+        Some((false, conflict, message))
+    } else {
+        ready(shim, tally)
     };
+    let state = state(shim, ready.as_ref(), &progressing);
     let conditions = [
         (reasons::READY, ready),
-        (reasons::PROGRESSING, progressing),
-        (reasons::DEGRADED, degraded),
+        (reasons::PROGRESSING, Some(progressing)),
+        (reasons::DEGRADED, Some(degraded)),
     ];
     ShimStatus {
         conditions: conditions
             .into_iter()
-            .map(|(kind, state)| condition(shim, kind, state, now))
+            .filter_map(|(kind, state)| Some(condition(shim, kind, state?, now)))
             .collect(),
-        nodes: count(nodes),
+        state: Some(state.to_owned()),
+        nodes: count(tally.nodes()),
         nodes_ready: count(tally.ready),
-        nodes_pending: count(underway),
+        nodes_pending: count(tally.underway()),
         nodes_failed: count(failed),
         observed_generation: shim.generation,
         first_binaries: None,
     }
 }
 
-/// The state of the condition Progressing: status, reason and message.
-fn progressing(shim: &ShimView, tally: &Tally, counts: &str) -> (bool, &'static str, String) {
+/// Status, reason and message of a condition.
+type State = (bool, &'static str, String);
+
+/// The state of the condition Ready of a Shim without conflicts. None while the Shim selects no node: if it were true, `kubectl wait` would
+/// end before the first node is selected, and if it were false, tools that wait for all objects of a release would wait for ever.
+fn ready(shim: &ShimView, tally: &Tally) -> Option<State> {
+    let nodes = tally.nodes();
+    let counts = counts(tally);
+    let (is_ready, reason) = match (shim.deleting, nodes) {
+        (true, _) => {
+            let message = "the Shim is being deleted".to_owned();
+            return Some((false, reasons::REMOVING, message));
+        }
+        (false, 0) if tally.unsupported.is_empty() => return None,
+        (false, 0) => (false, reasons::UNSUPPORTED),
+        (false, _) if tally.ready == nodes => (true, reasons::PROVISIONED),
+        (false, _) if !tally.failures.is_empty() => (false, reasons::PROVISION_FAILED),
+        (false, _) if is_paused(shim) => {
+            let message = format!("{counts}; spec.paused is true");
+            return Some((false, reasons::PAUSED, message));
+        }
+        (false, _) => match waits_for(tally) {
+            Some(reasons::WAITING_FOR_PODS) => {
+                let pods = named(&tally.waiting_for_pods).join("; ");
+                let message = format!("{counts}; waiting for pods: {pods}");
+                return Some((false, reasons::WAITING_FOR_PODS, message));
+            }
+            Some(reason) => (false, reason),
+            None => (false, reasons::PROVISIONING),
+        },
+    };
+    Some((is_ready, reason, counts))
+}
+
+/// The state of the Shim in one word.
+fn state(shim: &ShimView, ready: Option<&State>, progressing: &State) -> &'static str {
+    match ready {
+        None if is_paused(shim) => reasons::PAUSED,
+        None => reasons::NO_NODES,
+        Some((_, reasons::PROVISION_FAILED, _)) if progressing.1 == reasons::HALTED => {
+            reasons::HALTED
+        }
+        Some((true, _, _)) if is_paused(shim) => reasons::PAUSED,
+        Some((true, _, _)) => reasons::READY,
+        Some((false, reason, _)) => reason,
+    }
+}
+
+fn is_paused(shim: &ShimView) -> bool {
+    shim.spec.as_ref().is_ok_and(|spec| spec.paused)
+}
+
+/// The reason if every node that is left waits for the end of pods or for a change of its own state.
+fn waits_for(tally: &Tally) -> Option<&'static str> {
+    match (
+        tally.pending + tally.waiting,
+        tally.waiting_for_pods.len(),
+        tally.waiting_for_nodes.len(),
+    ) {
+        (1.., _, _) | (0, 0, 0) => None,
+        (0, 1.., _) => Some(reasons::WAITING_FOR_PODS),
+        (0, 0, 1..) => Some(reasons::WAITING_FOR_NODES),
+    }
+}
+
+/// How many nodes serve the Shim as specified, and what is said about the others.
+fn counts(tally: &Tally) -> String {
+    let (ready, nodes) = (tally.ready, tally.nodes());
+    let mut counts = format!("{ready} of {nodes} nodes serve the Shim as specified");
+    if let Some(waiting) = waiting_for_nodes(tally) {
+        counts = format!("{counts}; {waiting}");
+    }
+    if !tally.unsupported.is_empty() {
+        let unsupported = named(&tally.unsupported).join("; ");
+        counts = format!("{counts}; unsupported nodes: {unsupported}");
+    }
+    counts
+}
+
+/// The nodes that no Job may change now: `1 waits: n2 is cordoned`.
+fn waiting_for_nodes(tally: &Tally) -> Option<String> {
+    let nodes = &tally.waiting_for_nodes;
+    let wait = match nodes.len() {
+        0 => return None,
+        1 => "1 waits".to_owned(),
+        more => format!("{more} wait"),
+    };
+    let states = nodes
+        .iter()
+        .map(|(node, state)| format!("{node} is {state}"));
+    Some(format!(
+        "{wait}: {}",
+        first_of(states, nodes.len()).join("; ")
+    ))
+}
+
+/// The state of the condition Progressing.
+fn progressing(shim: &ShimView, tally: &Tally) -> State {
     let halted = tally.halted_by("").filter(|_| tally.waiting > 0);
     let nodes = tally.nodes();
-    let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
+    let waiting = waiting_for_nodes(tally).map_or(String::new(), |waiting| format!("; {waiting}"));
     match (
         shim.deleting || !tally.removing.is_empty(),
-        shim.spec.as_ref().is_ok_and(|spec| spec.paused),
-        underway,
+        is_paused(shim),
+        tally.underway(),
     ) {
         (false, false, _) if let Some((node, reason)) = halted => (
             false,
@@ -247,24 +311,50 @@ fn progressing(shim: &ShimView, tally: &Tally, counts: &str) -> (bool, &'static 
             reasons::PAUSED,
             "spec.paused is true: no node is changed".to_owned(),
         ),
-        (false, false, 0) => (false, reasons::AS_EXPECTED, counts.to_owned()),
-        (false, false, _) if tally.pending + tally.waiting == 0 => (
-            false,
-            reasons::WAITING_FOR_PODS,
-            named(&tally.waiting_for_pods).join("; "),
-        ),
-        (false, false, underway) => (
-            true,
-            reasons::PROVISIONING,
-            match tally.waiting {
-                0 => format!("{underway} of {nodes} nodes are in progress"),
-                waiting => format!(
-                    "{} of {nodes} nodes are in progress, {waiting} wait for their turn",
-                    tally.pending
-                ),
-            },
-        ),
+        (false, false, 0) if nodes == 0 && tally.unsupported.is_empty() => {
+            (false, reasons::NO_NODES, selects_no_node(shim))
+        }
+        (false, false, 0) => (false, reasons::AS_EXPECTED, counts(tally)),
+        (false, false, underway) => match waits_for(tally) {
+            Some(reasons::WAITING_FOR_PODS) => (
+                false,
+                reasons::WAITING_FOR_PODS,
+                named(&tally.waiting_for_pods).join("; ") + &waiting,
+            ),
+            Some(reason) => (false, reason, counts(tally)),
+            None => {
+                let active = underway - tally.waiting_for_nodes.len();
+                let message = match tally.waiting {
+                    0 => format!("{active} of {nodes} nodes are in progress"),
+                    turn => format!(
+                        "{} of {nodes} nodes are in progress, {turn} wait for their turn",
+                        tally.pending
+                    ),
+                };
+                (true, reasons::PROVISIONING, message + &waiting)
+            }
+        },
     }
+}
+
+/// The message of a Shim without nodes, with its selectors.
+fn selects_no_node(shim: &ShimView) -> String {
+    let listed = |what: &str, pairs: Option<&BTreeMap<String, String>>| {
+        let pairs = pairs.filter(|pairs| !pairs.is_empty())?.iter();
+        let pairs: Vec<String> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
+        Some(format!("the {what} {}", pairs.join(", ")))
+    };
+    let spec = shim.spec.as_ref().ok();
+    let labels = spec.and_then(|spec| listed("label", spec.node_selector.as_ref()));
+    let annotations = spec.and_then(|spec| listed("annotation", spec.annotation_selector.as_ref()));
+    let selectors: Vec<String> = labels.into_iter().chain(annotations).collect();
+    if selectors.is_empty() {
+        return "the Shim selects no node".to_owned();
+    }
+    format!(
+        "the Shim selects no node: no node has {}",
+        selectors.join(" and ")
+    )
 }
 
 /// The binaries for the status. An empty list overwrites a list, and a Shim that can't be read keeps what it has.
@@ -291,15 +381,20 @@ fn failures(tally: &Tally, conflicts: &[String]) -> String {
 
 /// The first nodes with their reasons, and the number of further nodes.
 fn named<R: Clone + Into<Option<String>>>(nodes: &BTreeMap<String, R>) -> Vec<String> {
-    let first = nodes.iter().take(NODES_NAMED);
-    let mut parts: Vec<String> = first
+    let parts = nodes
+        .iter()
         .map(|(node, reason)| match reason.clone().into() {
             Some(reason) => format!("{node}: {reason}"),
             None => node.clone(),
-        })
-        .collect();
-    if nodes.len() > NODES_NAMED {
-        parts.push(format!("and {} more nodes", nodes.len() - NODES_NAMED));
+        });
+    first_of(parts, nodes.len())
+}
+
+/// The first of so many sentences about nodes, and the number of further nodes.
+fn first_of(nodes: impl Iterator<Item = String>, number: usize) -> Vec<String> {
+    let mut parts: Vec<String> = nodes.take(NODES_NAMED).collect();
+    if number > NODES_NAMED {
+        parts.push(format!("and {} more nodes", number - NODES_NAMED));
     }
     parts
 }

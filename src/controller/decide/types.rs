@@ -175,6 +175,8 @@ pub struct Tally {
     pub waiting: usize,
     /// Nodes that wait for pods to end, each with the pods.
     pub waiting_for_pods: BTreeMap<String, String>,
+    /// Nodes that no Job may change now, each with the state that prevents it: `cordoned`, `not ready`.
+    pub waiting_for_nodes: BTreeMap<String, &'static str>,
     /// Nodes from which the Shim is to be removed, each with the reason why the last attempt did not remove it.
     pub removing: BTreeMap<String, Option<String>>,
     /// Nodes that may carry any of it, selected or not.
@@ -197,8 +199,14 @@ impl Tally {
     /// Number of selected nodes that can carry it.
     #[must_use]
     pub fn nodes(&self) -> usize {
-        let waiting = self.waiting + self.waiting_for_pods.len();
-        self.ready + self.pending + waiting + self.failures.len()
+        self.ready + self.underway() + self.failures.len()
+    }
+
+    /// Number of nodes that do not serve it yet, and have not failed.
+    #[must_use]
+    pub fn underway(&self) -> usize {
+        let waiting = self.waiting_for_pods.len() + self.waiting_for_nodes.len();
+        self.pending + self.waiting + waiting
     }
 
     /// A failed node other than `node` that halts the rollout, and why it failed.

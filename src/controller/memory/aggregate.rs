@@ -21,6 +21,9 @@ impl Tally {
             Phase::WaitingForPods(pods) => {
                 self.waiting_for_pods.insert(node.to_owned(), pods.clone());
             }
+            Phase::WaitingForNode(state) => {
+                self.waiting_for_nodes.insert(node.to_owned(), state);
+            }
             Phase::Unsupported(reason) => {
                 self.unsupported.insert(node.to_owned(), reason.clone());
             }
@@ -47,6 +50,9 @@ impl Tally {
             Phase::Waiting => self.waiting -= 1,
             Phase::WaitingForPods(_) => {
                 self.waiting_for_pods.remove(node);
+            }
+            Phase::WaitingForNode(_) => {
+                self.waiting_for_nodes.remove(node);
             }
             Phase::Unsupported(_) => {
                 self.unsupported.remove(node);
@@ -77,7 +83,9 @@ fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let works = match on_node.phase {
         Phase::Pending => summary.changing || summary.fit,
         // With `WaitingForPods`, a node that is being drained.
-        Phase::Removing { .. } | Phase::WaitingForPods(_) => summary.changing,
+        Phase::Removing { .. } | Phase::WaitingForPods(_) | Phase::WaitingForNode(_) => {
+            summary.changing
+        }
         Phase::Ready
         | Phase::Idle
         | Phase::Waiting

@@ -415,10 +415,9 @@ impl Context {
             rejected: rejected.as_ref().map(|rejected| &rejected.problem),
             now: Timestamp::now(),
         });
-        let underway = tally.pending + tally.waiting + tally.waiting_for_pods.len();
         let counts = [
             tally.ready,
-            underway,
+            tally.underway(),
             tally.failures.len(),
             tally.unsupported.len(),
             tally.removing.len(),

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::controller::cluster::job_view::JobProgress;
 use crate::controller::cluster::node_view::{Applied, NodeView};
-use crate::controller::decide::desired::Verdict;
+use crate::controller::decide::desired::{self, Verdict};
 use crate::controller::decide::ending_pods;
+use crate::controller::decide::job_due::may_begin;
 use crate::controller::decide::node_labels;
 use crate::controller::decide::types::{Decision, JobStep, Observed};
 use crate::handoff::{Problem, ShimRequest};
@@ -16,10 +17,12 @@ use crate::names::{self, Progress};
 pub enum Phase {
     /// The Shim is served as specified.
     Ready,
-    /// The Shim is in progress, or will be as soon as the node is ready.
+    /// The Shim is in progress.
     Pending,
-    /// The Shim is paused, or has no finalizer yet.
+    /// The node does not serve the Shim as specified, and is not changed: the Shim is paused, or has no finalizer yet.
     Idle,
+    /// No Job may change the node now, because the node is `cordoned` or `not ready`.
+    WaitingForNode(&'static str),
     /// A change of the Shim waits for the rollout.
     Waiting,
     /// A change of the Shim waits for pods to end: one sentence.
@@ -110,6 +113,12 @@ impl NodeSummary {
         let named = waiting.map(|it| ending_pods::problem(seen.cluster, desired, it).sentence());
         // While the Job asks again, the node is in progress.
         let waiting = named.clone().filter(|_| !works);
+        // While a Job runs, the node is in progress, whatever state it is in.
+        let obstacle = (!works && !may_begin(seen, desired, applied)).then_some(if node.ready {
+            "cordoned"
+        } else {
+            "not ready"
+        });
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -118,6 +127,9 @@ impl NodeSummary {
                 (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
                 (Verdict::Idle, _) => Phase::Idle,
                 (Verdict::Unsupported(problem), _) => Phase::Unsupported(problem.sentence()),
+                (_, Some((Progress::Provisioned, _))) if is_outdated(seen, applied, shim) => {
+                    Phase::Idle
+                }
                 (_, Some((Progress::Provisioned, _))) => Phase::Ready,
                 (Verdict::Wanted(_), Some((Progress::Failed, reason)))
                     if applied.is_some_and(|applied| applied.unsupported) =>
@@ -131,7 +143,7 @@ impl NodeSummary {
                 (_, _) if let Some(waiting) = &waiting => Phase::WaitingForPods(waiting.clone()),
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);
-                    Phase::Pending
+                    obstacle.map_or(Phase::Pending, Phase::WaitingForNode)
                 }
             };
             let carried = carried(shim);
@@ -146,7 +158,8 @@ impl NodeSummary {
                     waits: desired.staying.contains(&shim),
                     reason: known
                         .and_then(|known| known.reason.clone())
-                        .or_else(|| named.clone()),
+                        .or_else(|| named.clone())
+                        .or_else(|| obstacle.map(|state| format!("the node is {state}"))),
                 };
                 let carried = true;
                 shims.insert(shim, ShimOnNode { phase, carried });
@@ -171,6 +184,15 @@ impl NodeSummary {
             lost: lost.collect(),
         }
     }
+}
+
+/// Whether the node keeps another version of the Shim than its specification says, because the Shim is paused.
+fn is_outdated(seen: &Observed, applied: Option<&Applied>, shim: &str) -> bool {
+    let mut shims = seen.cluster.shims.iter().filter(|it| it.name == shim);
+    shims.any(|shim| {
+        let is_paused = shim.spec.as_ref().is_ok_and(|spec| spec.paused);
+        is_paused && !desired::is_as_specified(shim, seen.node, applied, seen.cluster)
+    })
 }
 
 /// Whether the last attempt requested exactly the request of the verdict.

@@ -237,6 +237,8 @@ fn a_failure_halts_the_rollout_with_node_and_reason_until_the_node_succeeds() {
     assert_eq!(world.changing(), BTreeSet::new());
     let (reason, message) = world.condition("Progressing");
     assert_eq!(reason, "Halted");
+    let status = world.nodes[0].status_of(0, &world.fleet).status.unwrap();
+    assert_eq!(status.state.as_deref(), Some("Halted"));
     let name = &world.nodes[failed].node.name;
     assert!(
         message.contains(name) && message.contains("did not start again"),

@@ -320,3 +320,103 @@ fn a_shim_with_more_options_than_a_job_can_hold_is_not_reserved() {
     };
     assert_eq!(request.reserve, ["small"]);
 }
+
+/// The state of the Shim, and status, reason and message of a condition; all empty without the condition.
+fn told(scene: &Scene, kind: &str) -> (String, [String; 3]) {
+    let mut fleet = Fleet::default();
+    fleet.put(&scene.node.name, scene.summary());
+    let status = scene.status_of(0, &fleet).status.unwrap();
+    let mut conditions = status.conditions.into_iter();
+    let found = conditions.find(|condition| condition.type_ == kind);
+    let found = found.map(|it| [it.status, it.reason, it.message]);
+    (status.state.unwrap(), found.unwrap_or_default())
+}
+
+#[test]
+fn a_paused_shim_is_ready_only_while_its_nodes_have_it_as_specified() {
+    let mut scene = Scene::provisioned();
+    scene.spec().paused = true;
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, &*ready[0]), ("Paused", "True"));
+    let mut edited = scene;
+    edited.upgrade();
+    let (state, ready) = told(&edited, "Ready");
+    assert_eq!(
+        (&*state, &*ready[0], &*ready[1]),
+        ("Paused", "False", "Paused")
+    );
+    let message = "0 of 1 nodes serve the Shim as specified; spec.paused is true";
+    assert_eq!(ready[2], message);
+    assert!(edited.decide().is_empty());
+}
+
+#[test]
+fn a_node_that_a_paused_shim_no_longer_selects_does_not_make_it_ready() {
+    let mut scene = Scene::provisioned().no_longer_annotated();
+    scene.spec().paused = true;
+    let (_, ready) = told(&scene, "Ready");
+    assert_eq!((&*ready[0], &*ready[1]), ("False", "Paused"));
+}
+
+#[test]
+fn a_paused_shim_says_which_nodes_do_not_have_it() {
+    let mut scene = scene().annotated();
+    scene.spec().paused = true;
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!(
+        (&*state, &*ready[0], &*ready[1]),
+        ("Paused", "False", "Paused")
+    );
+    assert!(ready[2].starts_with("0 of 1 nodes"), "{ready:?}");
+}
+
+#[rstest]
+#[case::cordoned(true, true, "1 waits: n1 is cordoned")]
+#[case::not_ready(false, false, "1 waits: n1 is not ready")]
+#[case::both(false, true, "1 waits: n1 is not ready")]
+fn a_node_that_no_job_may_change_is_named_with_its_state(
+    #[case] ready: bool,
+    #[case] cordoned: bool,
+    #[case] said: &str,
+) {
+    let mut scene = scene().annotated();
+    (scene.node.ready, scene.node.cordoned) = (ready, cordoned);
+    let scene = scene.stepped();
+    for kind in ["Ready", "Progressing"] {
+        let (state, told) = told(&scene, kind);
+        let message = format!("0 of 1 nodes serve the Shim as specified; {said}");
+        assert_eq!(state, "WaitingForNodes");
+        assert_eq!(told, ["False", "WaitingForNodes", &*message]);
+    }
+    // While its Job runs, the node is in progress.
+    let mut running = super::scene().annotated().stepped();
+    (running.node.ready, running.node.cordoned) = (ready, cordoned);
+    let (_, progressing) = told(&running, "Progressing");
+    assert_eq!(&*progressing[1], "Provisioning");
+}
+
+#[test]
+fn a_removal_from_a_node_that_is_not_ready_says_so() {
+    let mut leaving = Scene::provisioned().no_longer_annotated();
+    leaving.node.ready = false;
+    let (_, progressing) = told(&leaving.stepped(), "Progressing");
+    let message = "the Shim is still on these nodes: n1: the node is not ready";
+    assert_eq!(progressing, ["True", "Removing", message]);
+}
+
+#[test]
+fn a_shim_that_selects_no_node_is_not_ready_and_names_its_selectors() {
+    let mut scene = scene();
+    scene.spec().node_selector = Some([("pool".to_owned(), "wasm".to_owned())].into());
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, ready), ("NoNodes", <[String; 3]>::default()));
+    let (_, progressing) = told(&scene, "Progressing");
+    let message = "the Shim selects no node: no node has the label pool=wasm and the annotation kwasm.sh/kwasm-node=true";
+    assert_eq!(progressing, ["False", "NoNodes", message]);
+}
+
+#[test]
+fn a_provisioned_shim_has_the_state_ready() {
+    let (state, ready) = told(&Scene::provisioned(), "Ready");
+    assert_eq!((&*state, &*ready[1]), ("Ready", "Provisioned"));
+}
