@@ -200,6 +200,6 @@ async fn follow(context: &Context, watches: Watches) -> Error {
         () = watches.shims.follow(|change| context.trigger(shim_triggers.shim(&change))) => Error::Ended { part: "watch on Shims" },
         () = watches.jobs.follow(jobs) => Error::Ended { part: "watch on Jobs" },
         () = watches.pods.follow(pods) => Error::Ended { part: "watch on Pods" },
-        () = watches.runtime_classes.follow(|_| context.queue_every_shim()) => Error::Ended { part: "watch on RuntimeClasses" },
+        () = watches.runtime_classes.follow(|_| context.class_is_changed()) => Error::Ended { part: "watch on RuntimeClasses" },
     }
 }

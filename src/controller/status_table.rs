@@ -50,7 +50,7 @@ struct NodeLine {
     ready: bool,
     shims: BTreeMap<String, Cell>,
     /// Annotations and labels that nearly select Shims: one sentence each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "nearMisses", skip_serializing_if = "Vec::is_empty")]
     near_misses: Vec<String>,
 }
 

@@ -202,6 +202,10 @@ fn the_policies_restrict_the_accounts_that_the_chart_names() {
     &[],
     r#"[\"lunatic\",\"slight\",\"spin\",\"spin-v2\",\"wasmedge\",\"wasmedge-v1\",\"wasmer\",\"wasmer-v1\",\"wasmtime\",\"wasmtime-v1\",\"wws\"]"#
 )]
+#[case::shims_of_the_values(
+    &[r#"--set-json=shims.extra=[{"name":"mine","handlerAliases":["mine-v2"],"runtimeClass":{"name":"mine","handler":"mine"},"fetchStrategy":{"anonHttp":{"location":"https://example.org/a"}}}]"#],
+    r#"\"lunatic\",\"mine\",\"mine-v2\",\"slight\""#
+)]
 #[case::a_list(&["--set=admissionPolicies.adoptableHandlers={crun,spin}"], r#"[\"crun\",\"spin\"]"#)]
 #[case::none(&["--set-json=admissionPolicies.adoptableHandlers=[]"], "in []")]
 fn runtime_classes_of_others_may_be_adopted_for_the_handlers_of_the_values(

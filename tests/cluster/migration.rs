@@ -112,15 +112,20 @@ async fn a_cluster_migrates_from_kwasm_and_its_pods_keep_running() {
         .await;
     cluster.label_becomes(&node, label, &node).await;
     assert_eq!(cluster.containerd_pid(&node), process, "nothing changed");
-    // The RuntimeClass stays the user's until the user deletes it.
-    let told = "RuntimeClass wasmi exists and has another owner";
-    cluster
-        .condition_becomes(SHIM, "Degraded", "True", told)
-        .await;
+    // The RuntimeClass stays the user's until the user deletes it, and selects the nodes that serve the handler.
+    let told = "RuntimeClass wasmi: it belongs to others, so Farrier adds only the node selector";
+    cluster.condition_becomes(SHIM, "Ready", "True", told).await;
     runs_on(&cluster, &node, SHIM, &throughout).await;
     let parameters = DeleteParams::default();
     classes(&cluster).delete(SHIM, &parameters).await.unwrap();
-    cluster.condition_becomes(SHIM, "Ready", "True", "").await;
+    eventually(
+        "Farrier has created its own RuntimeClass",
+        async || match classes(&cluster).get_opt(SHIM).await.unwrap() {
+            Some(class) if !class.owner_references().is_empty() => Ok(()),
+            other => Err(other),
+        },
+    )
+    .await;
 
     cluster.annotate(&node, None).await;
     cluster.marks_vanish(&node).await;

@@ -209,12 +209,16 @@ tolerations:
   value: {{ .Values.log.format | quote }}
 {{- end -}}
 
-{{/* The handlers of RuntimeClasses of others that the controller may restrict to its nodes, as JSON. The default is those of the catalogue. */}}
+{{/* The handlers of RuntimeClasses of others that the controller may restrict to its nodes, as JSON. The default is those of the
+catalogue and of shims.extra. */}}
 {{- define "farrier.adoptableHandlers" -}}
 {{- $handlers := list -}}
 {{- if kindIs "invalid" .Values.admissionPolicies.adoptableHandlers -}}
 {{- range (.Files.Get "files/shims.yaml" | fromYaml).shims -}}
 {{- $handlers = concat $handlers (list .handler) (default list .handlerAliases) -}}
+{{- end -}}
+{{- range .Values.shims.extra -}}
+{{- $handlers = concat $handlers (list .runtimeClass.handler) (default list .handlerAliases) -}}
 {{- end -}}
 {{- else -}}
 {{- $handlers = .Values.admissionPolicies.adoptableHandlers -}}

@@ -497,9 +497,11 @@ async fn runtime_class(client: &Client, step: RuntimeClassStep) -> Result<(), Er
         RuntimeClassStep::Replace(class) => {
             let name = class.name_any();
             let answer = classes.replace(&name, &post_params(), &class).await;
-            answer
-                .map(|_| ())
-                .map_err(|source| not_created(&class, source))
+            answer.map(|_| ()).map_err(|source| Error::Write {
+                act: "change",
+                object: format!("RuntimeClass {name}"),
+                source,
+            })
         }
         RuntimeClassStep::Delete { name, uid } => {
             let parameters = DeleteParams::default().preconditions(Preconditions {

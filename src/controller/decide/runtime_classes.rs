@@ -1,6 +1,9 @@
 //! The RuntimeClasses of one Shim: the differences between the desired and the present ones. Pure.
+//!
+//! A RuntimeClass that no Shim owns stays its owner's. If its handler is one of a Shim's, the Shim adopts it: Farrier adds the node selector
+//! of the handler, so that pods of this class are scheduled only to nodes that serve the handler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::api::node::v1::{Overhead, RuntimeClass, Scheduling};
@@ -8,17 +11,23 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
+use super::desired::precedence;
 use crate::api::{self, Shim, ShimSpec};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::Problem;
+use crate::handoff::{Problem, printable};
 use crate::names;
+
+/// Annotation of the objects that k3s creates from its own manifests, and its value for the manifest `runtimes.yaml` (k3s,
+/// `pkg/deploy/controller.go`, and rancher/wrangler, `pkg/apply/desiredset_apply.go`).
+const K3S_MANIFEST: (&str, &str) = ("objectset.rio.cattle.io/owner-name", "runtimes");
 
 /// What to do about one RuntimeClass.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeClassStep {
     /// Create it: there is none of this name.
     Create(Box<RuntimeClass>),
-    /// Replace the present one, named by UID and version. Spec and labels belong to Farrier; annotations, finalizers and owners are kept.
+    /// Replace the present one, named by UID and version. Of the Shim's own, spec and labels belong to Farrier, and annotations, finalizers
+    /// and owners are kept. Of others', only the node selector of the handler and Farrier's annotation differ.
     Replace(Box<RuntimeClass>),
     /// Delete the RuntimeClass with this name and UID, because it is no longer desired or its handler differs. A handler is immutable.
     Delete {
@@ -29,55 +38,280 @@ pub enum RuntimeClassStep {
     },
 }
 
-/// What to do about a Shim's RuntimeClasses, and the problem of each name that is taken.
+/// What to do and to say about a Shim's RuntimeClasses.
+#[derive(Debug, Default, PartialEq)]
+pub struct RuntimeClassPlan {
+    /// The changes.
+    pub steps: Vec<RuntimeClassStep>,
+    /// The problem of each name that the Shim can't have.
+    pub conflicts: Vec<Problem>,
+    /// RuntimeClasses of others with Farrier's node selector.
+    pub adopted: Vec<String>,
+    /// RuntimeClasses of others without a node selector of the handler.
+    pub unrestricted: Vec<String>,
+    /// Those of others that the Shim would create if they were deleted.
+    pub replaceable: Vec<String>,
+    /// One of those of others comes from k3s, which creates them at each start.
+    pub from_k3s: bool,
+    /// An adopted RuntimeClass is returned to its owner.
+    pub returns: bool,
+    /// The Shim is being deleted, and these RuntimeClasses with it.
+    pub withdrawn: Vec<String>,
+}
+
+/// What to do about a Shim's RuntimeClasses. `shims` are all Shims. `serves` says whether any node serves the Shim: before that, the
+/// RuntimeClasses of others may lead pods to nodes that others have set up.
 #[must_use]
-pub fn decide(shim: &ShimView, there: &[&RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<Problem>) {
-    let wanted = match (&shim.spec, shim.deleting) {
-        (_, true) => Vec::new(),
-        (Ok(spec), false) => wanted(shim, spec),
-        // A Shim that can't be read keeps its RuntimeClasses.
-        (Err(_), false) => return (Vec::new(), Vec::new()),
+pub fn decide(
+    shim: &ShimView,
+    shims: &[ShimView],
+    there: &[&RuntimeClass],
+    serves: bool,
+) -> RuntimeClassPlan {
+    // A Shim that can't be read keeps its RuntimeClasses, unless it is being deleted.
+    let Ok(spec) = &shim.spec else {
+        return if shim.deleting {
+            withdrawn(shim, &[], there)
+        } else {
+            RuntimeClassPlan::default()
+        };
     };
-    let mut steps = Vec::new();
-    let mut foreign = Vec::new();
-    for class in there.iter().filter(|class| is_managed(class, shim)) {
-        let is_wanted = wanted
-            .iter()
-            .any(|wanted| wanted.name_any() == class.name_any() && wanted.handler == class.handler);
-        if !is_wanted && class.metadata.deletion_timestamp.is_none() {
-            steps.push(RuntimeClassStep::Delete {
-                name: class.name_any(),
-                uid: class.uid().unwrap_or_default(),
-            });
+    let handlers = spec.handlers().unwrap_or_default();
+    let find = |name: &str| there.iter().copied().find(|other| other.name_any() == name);
+    if shim.deleting {
+        let names = class_names(spec).filter(|name| {
+            let is_others = |class: &RuntimeClass| !is_managed(class, shim);
+            let is_taken = find(name).is_some_and(is_others);
+            !is_taken && rival(shim, shims, name, find(name)).is_none()
+        });
+        return withdrawn(shim, &names.cloned().collect::<Vec<_>>(), there);
+    }
+    let mut plan = RuntimeClassPlan::default();
+    let mut own = Vec::new();
+    for class in wanted(shim, spec) {
+        let name = class.name_any();
+        match rival(shim, shims, &name, find(&name)) {
+            Some(other) => plan.conflicts.push(belongs_to(&name, &other.name)),
+            None => own.push(class),
         }
     }
-    for class in wanted {
-        match there
+    for class in there.iter().filter(|class| is_managed(class, shim)) {
+        let is_wanted = own
             .iter()
-            .find(|other| other.name_any() == class.name_any())
-        {
-            Some(other) if !is_managed(other, shim) => foreign.push(Problem::with_help(
-                format!(
-                    "RuntimeClass {} exists and has another owner",
-                    class.name_any()
-                ),
-                "delete the RuntimeClass, or choose another name in spec.runtimeClass",
-            )),
-            // The old RuntimeClass is deleted above. The new one is created after the old one is gone.
+            .any(|own| own.name_any() == class.name_any() && own.handler == class.handler);
+        if !is_wanted && class.metadata.deletion_timestamp.is_none() {
+            plan.steps.push(deletion(class));
+        }
+    }
+    for class in own {
+        plan.place(shim, shims, class, find, &handlers);
+    }
+    for class in there.iter().filter(|class| owner(class).is_none()) {
+        let adopts = handlers.contains(&class.handler)
+            && spec.runtime_class.scheduling == api::Scheduling::Provisioned
+            && !shims.iter().any(|other| adopts_before(other, shim, class));
+        plan.adopt(shim, class, adopts, serves);
+    }
+    if spec.paused {
+        // Names that are taken are still reported.
+        plan.steps.clear();
+        plan.returns = false;
+    }
+    plan
+}
+
+/// The plan of a Shim that is being deleted, with the names of its RuntimeClasses that go with it.
+fn withdrawn(shim: &ShimView, names: &[String], there: &[&RuntimeClass]) -> RuntimeClassPlan {
+    let mut plan = RuntimeClassPlan {
+        withdrawn: names.to_vec(),
+        ..RuntimeClassPlan::default()
+    };
+    for class in there {
+        if is_managed(class, shim) && class.metadata.deletion_timestamp.is_none() {
+            plan.steps.push(deletion(class));
+        }
+        plan.adopt(shim, class, false, false);
+    }
+    plan
+}
+
+fn deletion(class: &RuntimeClass) -> RuntimeClassStep {
+    RuntimeClassStep::Delete {
+        name: class.name_any(),
+        uid: class.uid().unwrap_or_default(),
+    }
+}
+
+impl RuntimeClassPlan {
+    /// What to do about one RuntimeClass that the Shim should have.
+    fn place<'a>(
+        &mut self,
+        shim: &ShimView,
+        shims: &[ShimView],
+        class: RuntimeClass,
+        find: impl Fn(&str) -> Option<&'a RuntimeClass>,
+        handlers: &[String],
+    ) {
+        let name = class.name_any();
+        match find(&name) {
+            None => self.steps.push(RuntimeClassStep::Create(Box::new(class))),
+            Some(other) if !is_managed(other, shim) => match owner(other) {
+                Some(owner) => {
+                    // The name in the reference may be anybody's text.
+                    let known = shims.iter().find(|shim| shim.uid == owner.uid);
+                    let known = known.map_or_else(|| printable(&owner.name), |it| it.name.clone());
+                    self.conflicts.push(belongs_to(&name, &known));
+                }
+                None if handlers.contains(&other.handler) => self.replaceable.push(name),
+                None => self.conflicts.push(Problem::with_help(
+                    format!(
+                        "RuntimeClass {name} belongs to others, and its handler {} is none of the Shim's",
+                        other.handler
+                    ),
+                    "delete the RuntimeClass, or choose another name in spec.runtimeClass",
+                )),
+            },
+            // The old RuntimeClass is deleted already. The new one is created after the old one is gone.
             Some(other) if other.handler != class.handler => {}
             Some(other) if is_equal(other, &class) => {}
-            Some(other) => steps.push(RuntimeClassStep::Replace(Box::new(in_place_of(
-                other, class,
-            )))),
-            None => steps.push(RuntimeClassStep::Create(Box::new(class))),
+            Some(other) => {
+                let class = in_place_of(other, class);
+                self.steps.push(RuntimeClassStep::Replace(Box::new(class)));
+            }
         }
     }
-    let paused = matches!(&shim.spec, Ok(spec) if spec.paused);
-    if paused && !shim.deleting {
-        // Names that are taken are still reported.
-        steps.clear();
+
+    /// What to do about a RuntimeClass that no Shim owns: `adopts` says whether the Shim should adopt it.
+    fn adopt(&mut self, shim: &ShimView, class: &RuntimeClass, adopts: bool, serves: bool) {
+        let has_own = adopter(class) == Some(&shim.name);
+        let key = names::handler_label(&class.handler);
+        let is_marked = class
+            .annotations()
+            .contains_key(names::ADOPTED_BY_ANNOTATION);
+        let is_selecting = selector(class).contains_key(&key);
+        let change = match (adopts, is_selecting) {
+            (false, _) if has_own => {
+                self.returns = true;
+                with_selector(class, &key, None)
+            }
+            (false, _) => return,
+            (true, true) if has_own => {
+                self.adopted.push(class.name_any());
+                self.from_k3s |= is_from_k3s(class);
+                return;
+            }
+            // Another Shim has adopted it. This one adopts it with the next decision.
+            (true, true) if adopter(class).is_some() => with_selector(class, &key, None),
+            // It has the selector of its owner, or one that the owner has changed.
+            (true, true) => return,
+            (true, false) => {
+                self.unrestricted.push(class.name_any());
+                self.from_k3s |= is_from_k3s(class);
+                if is_marked || !serves {
+                    // Its owner has removed the selector, which is not added again.
+                    return;
+                }
+                with_selector(class, &key, Some(&shim.name))
+            }
+        };
+        self.steps.push(RuntimeClassStep::Replace(Box::new(change)));
     }
-    (steps, foreign)
+}
+
+/// The RuntimeClass of others with the node selector and the annotation of its adopter, or without both.
+fn with_selector(class: &RuntimeClass, key: &str, adopter: Option<&String>) -> RuntimeClass {
+    let mut class = class.clone();
+    // The API server maintains this.
+    class.metadata.managed_fields = None;
+    let annotations = class.metadata.annotations.get_or_insert_default();
+    let scheduling = class.scheduling.get_or_insert_default();
+    let selector = scheduling.node_selector.get_or_insert_default();
+    if let Some(adopter) = adopter {
+        annotations.insert(names::ADOPTED_BY_ANNOTATION.to_owned(), adopter.clone());
+        selector.insert(key.to_owned(), "true".to_owned());
+    } else {
+        annotations.remove(names::ADOPTED_BY_ANNOTATION);
+        selector.remove(key);
+        if selector.is_empty() {
+            scheduling.node_selector = None;
+        }
+        if *scheduling == Scheduling::default() {
+            class.scheduling = None;
+        }
+    }
+    class
+}
+
+fn selector(class: &RuntimeClass) -> BTreeMap<String, String> {
+    placement(class).0
+}
+
+/// The Shim that has adopted the RuntimeClass of others: Farrier has added the node selector together with the annotation.
+#[must_use]
+pub fn adopter(class: &RuntimeClass) -> Option<&String> {
+    let adopter = class.annotations().get(names::ADOPTED_BY_ANNOTATION)?;
+    let key = names::handler_label(&class.handler);
+    let is_adopted = selector(class).get(&key).is_some_and(|it| it == "true");
+    (is_adopted && owner(class).is_none()).then_some(adopter)
+}
+
+fn is_from_k3s(class: &RuntimeClass) -> bool {
+    let (key, value) = K3S_MANIFEST;
+    class.annotations().get(key).is_some_and(|it| it == value)
+}
+
+/// The Shim that owns `class`, as the reference names it.
+fn owner(class: &RuntimeClass) -> Option<&OwnerReference> {
+    class
+        .owner_references()
+        .iter()
+        .find(|owner| owner.kind == Shim::kind(&()) && owner.api_version == Shim::api_version(&()))
+}
+
+/// The problem of a name that another Shim has.
+fn belongs_to(class: &str, shim: &str) -> Problem {
+    Problem::with_help(
+        format!("RuntimeClass {class} belongs to Shim {shim}"),
+        "choose another name in spec.runtimeClass of one of the two Shims, or delete one of them",
+    )
+}
+
+/// The Shim that has the RuntimeClass `name` instead of `shim`: the same order decides as for handlers, so that the RuntimeClass belongs to
+/// the Shim that has the handler.
+fn rival<'a>(
+    shim: &ShimView,
+    shims: &'a [ShimView],
+    name: &str,
+    present: Option<&RuntimeClass>,
+) -> Option<&'a ShimView> {
+    let claims = |other: &ShimView| {
+        // A paused Shim creates none, and keeps what it has.
+        let holds = present.is_some_and(|class| is_managed(class, other));
+        let spec = other
+            .spec
+            .as_ref()
+            .ok()
+            .filter(|spec| !spec.paused || holds);
+        !other.deleting && spec.is_some_and(|spec| class_names(spec).any(|it| it == name))
+    };
+    let others = shims.iter().filter(|other| other.uid != shim.uid);
+    let first = others
+        .filter(|other| claims(other))
+        .min_by_key(|it| precedence(it))?;
+    (precedence(first) < precedence(shim) || !claims(shim)).then_some(first)
+}
+
+/// Whether `other` adopts `class` before `shim` does.
+fn adopts_before(other: &ShimView, shim: &ShimView, class: &RuntimeClass) -> bool {
+    let spec = other.spec.as_ref().ok().filter(|spec| !spec.paused);
+    let adopts = |spec: &ShimSpec| {
+        spec.runtime_class.scheduling == api::Scheduling::Provisioned
+            && spec.handlers().is_ok_and(|it| it.contains(&class.handler))
+    };
+    other.uid != shim.uid
+        && !other.deleting
+        && spec.is_some_and(adopts)
+        && precedence(other) < precedence(shim)
 }
 
 /// `class` with the metadata of the present one.
@@ -214,12 +448,16 @@ fn wanted(shim: &ShimView, shim_spec: &ShimSpec) -> Vec<RuntimeClass> {
             tolerations: tolerations.clone(),
         }),
     };
-    let mut seen = std::collections::BTreeSet::new();
+    class_names(shim_spec).map(class).collect()
+}
+
+/// The names of a Shim's RuntimeClasses, without duplicates.
+fn class_names(spec: &ShimSpec) -> impl Iterator<Item = &String> {
+    let spec = &spec.runtime_class;
+    let mut seen = BTreeSet::new();
     std::iter::once(&spec.name)
         .chain(&spec.aliases)
-        .filter(|name| !name.is_empty() && seen.insert(name.as_str()))
-        .map(class)
-        .collect()
+        .filter(move |name| !name.is_empty() && seen.insert(name.as_str()))
 }
 
 #[cfg(test)]
@@ -244,9 +482,9 @@ mod tests {
 
     /// The RuntimeClasses that a plan for `shim` creates, as the API server returns them.
     fn made(shim: &ShimView) -> Vec<RuntimeClass> {
-        let (steps, foreign) = decide(shim, &[]);
-        assert!(foreign.is_empty());
-        steps
+        let plan = decide(shim, &[], &[], true);
+        assert!(plan.conflicts.is_empty());
+        plan.steps
             .into_iter()
             .map(|step| match step {
                 RuntimeClassStep::Create(mut class) => {
@@ -261,7 +499,34 @@ mod tests {
     }
 
     fn decided(shim: &ShimView, there: &[RuntimeClass]) -> (Vec<RuntimeClassStep>, Vec<Problem>) {
-        decide(shim, &there.iter().collect::<Vec<_>>())
+        let plan = beside(shim, &[], there);
+        (plan.steps, plan.conflicts)
+    }
+
+    /// The plan for `shim` beside these other Shims.
+    fn beside(shim: &ShimView, others: &[&ShimView], there: &[RuntimeClass]) -> RuntimeClassPlan {
+        let shims: Vec<ShimView> = others.iter().chain([&shim]).copied().cloned().collect();
+        decide(shim, &shims, &there.iter().collect::<Vec<_>>(), true)
+    }
+
+    /// A RuntimeClass of others.
+    fn foreign(name: &str, handler: &str, more: &Value) -> RuntimeClass {
+        let mut class = json!({"metadata": {"name": name, "uid": "u", "resourceVersion": "7"}, "handler": handler});
+        for (key, value) in more.as_object().unwrap() {
+            if let (Some(there), Some(more)) = (class[key].as_object_mut(), value.as_object()) {
+                there.extend(more.clone());
+            } else {
+                class[key] = value.clone();
+            }
+        }
+        serde_json::from_value(class).unwrap()
+    }
+
+    /// A user's Shim, which has precedence before `default-spin`.
+    fn two() -> (ShimView, ShimView) {
+        let mut default = shim(&json!({}));
+        (default.name, default.uid) = ("default-spin".to_owned(), "uid-of-default".to_owned());
+        (shim(&json!({})), default)
     }
 
     #[test]
@@ -350,9 +615,14 @@ mod tests {
         let mut paused = shim(&json!({"aliases": ["missing"]}));
         paused.spec.as_mut().unwrap().paused = true;
         assert_eq!(decided(&paused, &there), (vec![], vec![]));
-        let mut foreign = there.clone();
-        foreign[0].metadata.owner_references = None;
-        assert_eq!(decided(&paused, &foreign).1.len(), 1);
+        let others = foreign("spin", "runsc", &json!({}));
+        assert_eq!(decided(&paused, &[others]).1.len(), 1);
+        let adoptable = foreign("spin", "spin-v2", &json!({}));
+        let plan = beside(&paused, &[], &[adoptable]);
+        assert_eq!(
+            (plan.steps, plan.unrestricted),
+            (vec![], vec!["spin".to_owned()])
+        );
         paused.deleting = true;
         assert_eq!(decided(&paused, &there).0.len(), 1);
     }
@@ -369,12 +639,189 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_class_of_another_owner_is_reported_and_not_changed() {
-        let mut there = made(&shim(&json!({})));
-        there[0].metadata.owner_references = None;
-        let (steps, foreign) = decided(&shim(&json!({})), &there);
+    fn a_runtime_class_of_others_with_another_handler_is_reported_and_not_changed() {
+        let there = foreign("spin", "runsc", &json!({}));
+        let (steps, conflicts) = decided(&shim(&json!({})), &[there]);
         assert!(steps.is_empty());
-        assert!(foreign[0].message.contains("RuntimeClass spin exists"));
+        assert_eq!(
+            conflicts[0].message,
+            "RuntimeClass spin belongs to others, and its handler runsc is none of the Shim's"
+        );
+    }
+
+    #[rstest]
+    #[case::without_scheduling(json!({}), json!({"nodeSelector": {"handler.farrier.dev/spin-v2": "true"}}))]
+    #[case::with_scheduling(
+        json!({"scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]}}),
+        json!({"nodeSelector": {"a": "b", "handler.farrier.dev/spin-v2": "true"}, "tolerations": [{"operator": "Exists"}]})
+    )]
+    fn a_runtime_class_of_others_with_the_handler_is_adopted_and_returned_unchanged(
+        #[case] more: Value,
+        #[case] scheduling: Value,
+        #[values("spin", "mine")] name: &str,
+    ) {
+        let mut before = foreign(name, "spin-v2", &more);
+        before.metadata.annotations = Some(BTreeMap::new());
+        let mut shim = shim(&json!({}));
+        let replaced = |plan: &RuntimeClassPlan| {
+            let replaced = plan.steps.iter().filter_map(|step| match step {
+                RuntimeClassStep::Replace(class) => Some((**class).clone()),
+                RuntimeClassStep::Create(_) | RuntimeClassStep::Delete { .. } => None,
+            });
+            replaced.collect::<Vec<_>>()
+        };
+        let plan = beside(&shim, &[], std::slice::from_ref(&before));
+        assert_eq!(
+            (plan.conflicts.len(), &*plan.unrestricted),
+            (0, &[name.to_owned()][..])
+        );
+        let adopted = replaced(&plan).remove(0);
+        let mut expected = before.clone();
+        expected.scheduling = serde_json::from_value(scheduling).unwrap();
+        let mark = ("farrier.dev/adopted-by".to_owned(), "spin".to_owned());
+        expected.metadata.annotations = Some([mark].into());
+        assert_eq!(adopted, expected);
+
+        let plan = beside(&shim, &[], std::slice::from_ref(&adopted));
+        assert_eq!(
+            (replaced(&plan), &*plan.adopted),
+            (vec![], &[name.to_owned()][..])
+        );
+        // The other Shim has precedence, and adopts the RuntimeClass next.
+        let (_, default) = two();
+        let other = ShimView {
+            name: "aaa".to_owned(),
+            uid: "aaa".to_owned(),
+            ..shim.clone()
+        };
+        assert_eq!(
+            beside(&default, &[&shim], std::slice::from_ref(&adopted))
+                .adopted
+                .len(),
+            0
+        );
+        let plan = beside(&other, &[&shim], std::slice::from_ref(&adopted));
+        assert_eq!(replaced(&plan), [before.clone()]);
+        shim.deleting = true;
+        let plan = beside(&shim, &[], std::slice::from_ref(&adopted));
+        assert!(plan.returns);
+        assert_eq!(replaced(&plan), [before]);
+    }
+
+    #[rstest]
+    #[case::selector_of_its_owner(json!({"scheduling": {"nodeSelector": {"handler.farrier.dev/spin-v2": "true"}}}), json!({}), 0)]
+    #[case::selector_removed(json!({"metadata": {"annotations": {"farrier.dev/adopted-by": "spin"}}}), json!({}), 1)]
+    #[case::another_handler(json!({"handler": "runsc"}), json!({}), 0)]
+    #[case::scheduling_of_the_shim(json!({}), json!({"scheduling": "Selector"}), 0)]
+    fn a_runtime_class_of_others_is_left_alone(
+        #[case] class: Value,
+        #[case] more: Value,
+        #[case] unrestricted: usize,
+    ) {
+        let there = [foreign("mine", "spin-v2", &class)];
+        let shim = shim(&more);
+        for deleting in [false, true] {
+            let shim = ShimView {
+                deleting,
+                ..shim.clone()
+            };
+            let plan = beside(&shim, &[], &there);
+            let is_change = |step: &RuntimeClassStep| !matches!(step, RuntimeClassStep::Create(_));
+            assert!(!plan.steps.iter().any(is_change), "{plan:?}");
+            if !deleting {
+                assert_eq!(plan.unrestricted.len(), unrestricted);
+            }
+        }
+    }
+
+    #[test]
+    fn no_runtime_class_is_adopted_before_a_node_serves_the_shim() {
+        let there = foreign("spin", "spin-v2", &json!({}));
+        let plan = decide(&shim(&json!({})), &[], &[&there], false);
+        assert_eq!(
+            (plan.steps, plan.replaceable),
+            (vec![], vec!["spin".to_owned()])
+        );
+    }
+
+    #[test]
+    fn the_runtime_classes_of_k3s_are_recognised() {
+        let more = json!({"metadata": {"annotations": {"objectset.rio.cattle.io/owner-name": "runtimes"}}});
+        assert!(beside(&shim(&json!({})), &[], &[foreign("spin", "spin-v2", &more)]).from_k3s);
+        assert!(
+            !beside(
+                &shim(&json!({})),
+                &[],
+                &[foreign("spin", "spin-v2", &json!({}))]
+            )
+            .from_k3s
+        );
+    }
+
+    #[test]
+    fn a_runtime_class_follows_the_shim_that_has_the_handler() {
+        let (user, default) = two();
+        let there = made(&default);
+        let loser = beside(&default, &[&user], &there);
+        let gone = RuntimeClassStep::Delete {
+            name: "spin".to_owned(),
+            uid: "uid-of-spin".to_owned(),
+        };
+        assert_eq!(loser.steps, [gone]);
+        let said = &loser.conflicts[0];
+        assert_eq!(said.message, "RuntimeClass spin belongs to Shim spin");
+        assert!(
+            !said
+                .help
+                .as_ref()
+                .unwrap()
+                .contains("delete the RuntimeClass")
+        );
+        // Until the other Shim has deleted it, it is named as that Shim's.
+        let winner = beside(&user, &[&default], &there);
+        assert_eq!(winner.steps, []);
+        assert_eq!(
+            winner.conflicts[0].message,
+            "RuntimeClass spin belongs to Shim default-spin"
+        );
+        let plan = beside(&user, &[&default], &[]);
+        assert!(matches!(&plan.steps[..], [RuntimeClassStep::Create(_)]));
+        assert_eq!(beside(&default, &[&user], &made(&user)).steps, []);
+    }
+
+    #[rstest]
+    #[case::deleted(true, false)]
+    #[case::paused(false, true)]
+    fn a_shim_that_creates_no_runtime_class_takes_none(
+        #[case] deleting: bool,
+        #[case] paused: bool,
+    ) {
+        let (mut user, default) = two();
+        user.deleting = deleting;
+        user.spec.as_mut().unwrap().paused = paused;
+        assert_eq!(
+            beside(&default, &[&user], &made(&default)),
+            RuntimeClassPlan::default()
+        );
+        if paused {
+            // It keeps what it has.
+            let plan = beside(&default, &[&user], &made(&two().0));
+            assert_eq!((plan.steps.len(), plan.conflicts.len()), (0, 1));
+            let plan = beside(&user, &[&default], &made(&default));
+            assert_eq!((plan.steps.len(), plan.conflicts.len()), (0, 1));
+        }
+    }
+
+    #[test]
+    fn a_shim_that_is_deleted_names_the_runtime_classes_that_go_with_it() {
+        let mut leaving = shim(&json!({"aliases": ["theirs", "gone"]}));
+        leaving.deleting = true;
+        let mut there = made(&shim(&json!({})));
+        there.push(foreign("theirs", "spin-v2", &json!({})));
+        assert_eq!(beside(&leaving, &[], &there).withdrawn, ["spin", "gone"]);
+        let (_, default) = two();
+        let plan = beside(&leaving, &[&default], &there);
+        assert_eq!(plan.withdrawn, ["gone"], "the other Shim creates it");
     }
 
     #[test]

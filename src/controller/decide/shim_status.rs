@@ -7,11 +7,11 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::event::{EventSpec, LONGEST_NOTE, cut};
-use super::runtime_classes;
+use super::runtime_classes::{self, RuntimeClassPlan};
 use super::types::Tally;
 use crate::api::{FirstBinary, ShimStatus};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::Problem;
+use crate::handoff::{Problem, elide};
 use crate::names::reasons;
 
 /// Number of nodes that a condition names; the number of further nodes follows.
@@ -19,6 +19,9 @@ const NODES_NAMED: usize = 5;
 
 /// Longest message of a condition, in bytes, so that people can read it. Kubernetes allows 32,768.
 const LONGEST_MESSAGE: usize = 2_000;
+
+/// Longest answer of the API server about a RuntimeClass of others in a condition, in bytes.
+const LONGEST_REFUSAL: usize = 400;
 
 /// What to do about one Shim, in this order.
 #[derive(Debug, Default, PartialEq)]
@@ -67,6 +70,8 @@ pub enum Finalizer {
 pub struct ObservedShim<'a> {
     /// The Shim.
     pub shim: &'a ShimView,
+    /// All Shims.
+    pub shims: &'a [ShimView],
     /// Its progress on all nodes.
     pub tally: &'a Tally,
     /// Its binaries on the first node of each platform, as far as its spec has no SHA-256 for them.
@@ -83,9 +88,13 @@ pub struct ObservedShim<'a> {
 #[must_use]
 pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     let ObservedShim { shim, tally, .. } = *seen;
-    let (runtime_classes, foreign) = runtime_classes::decide(shim, seen.classes);
+    let mut classes = runtime_classes::decide(shim, seen.shims, seen.classes, tally.ready > 0);
+    let (refused, rejected) = match seen.rejected {
+        Some(problem) if is_of_others(&classes, problem) => (Some(problem), None),
+        rejected => (None, rejected.cloned()),
+    };
     let unusable = match &shim.spec {
-        Ok(_) => seen.rejected.cloned(),
+        Ok(_) => rejected,
         Err(error) => Some(Problem::with_help(
             format!("failed to read the Shim: {error}"),
             "upgrade Farrier, or write the Shim for this release",
@@ -93,7 +102,11 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     };
     let finalizer = match (shim.deleting, shim.has_finalizer || shim.has_rcm_finalizer) {
         (false, _) if needs_finalizer(shim) => Finalizer::Add,
-        (true, true) if shim.forced || tally.carried == 0 => Finalizer::Release,
+        (true, true) if shim.forced => Finalizer::Release,
+        // An adopted RuntimeClass is returned first, unless the API server refuses that.
+        (true, true) if tally.carried == 0 && (!classes.returns || seen.rejected.is_some()) => {
+            Finalizer::Release
+        }
         (_, _) => Finalizer::Keep,
     };
     // The status of such a Shim can't be read either; a fixed time makes every write of it equal.
@@ -104,7 +117,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     };
     let status = ShimStatus {
         first_binaries: first_binaries(shim, seen.first_binaries),
-        ..status(shim, tally, unusable.as_ref(), &foreign, now)
+        ..status(shim, tally, unusable.as_ref(), &classes, refused, now)
     };
     // The finalizer is set on the version that was read. The status follows with the next decision.
     let keep_status = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
@@ -115,7 +128,7 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
             events(shim.status.as_ref(), &status)
         },
         finalizer,
-        runtime_classes,
+        runtime_classes: std::mem::take(&mut classes.steps),
         status: (!keep_status).then_some(status),
     }
 }
@@ -151,11 +164,13 @@ fn status(
     shim: &ShimView,
     tally: &Tally,
     unusable: Option<&Problem>,
-    foreign: &[Problem],
+    classes: &RuntimeClassPlan,
+    refused: Option<&Problem>,
     now: Timestamp,
 ) -> ShimStatus {
     let failed = tally.failures.len();
-    let problems = foreign.iter().chain(unusable).map(Problem::sentence);
+    let problems = classes.conflicts.iter();
+    let problems = problems.chain(unusable).map(Problem::sentence);
     let conflicts: Vec<String> = tally.lost.keys().cloned().chain(problems).collect();
     let conflict = unusable.map_or(reasons::CONFLICT, |_| reasons::UNUSABLE);
     let degraded = match (failed, conflicts.is_empty()) {
@@ -168,7 +183,9 @@ fn status(
         let message = format!("{}; {}", counts(tally), conflicts.join("; "));
         Some((false, conflict, message))
     } else {
-        ready(shim, tally)
+        let notes = notes(classes, refused);
+        ready(shim, tally, &classes.withdrawn)
+            .map(|(is_ready, reason, message)| (is_ready, reason, message + &notes))
     };
     let state = state(shim, ready.as_ref(), &progressing);
     let conditions = [
@@ -196,12 +213,18 @@ type State = (bool, &'static str, String);
 
 /// The state of the condition Ready of a Shim without conflicts. None while the Shim selects no node: if it were true, `kubectl wait` would
 /// end before the first node is selected, and if it were false, tools that wait for all objects of a release would wait for ever.
-fn ready(shim: &ShimView, tally: &Tally) -> Option<State> {
+fn ready(shim: &ShimView, tally: &Tally, withdrawn: &[String]) -> Option<State> {
     let nodes = tally.nodes();
     let counts = counts(tally);
     let (is_ready, reason) = match (shim.deleting, nodes) {
         (true, _) => {
-            let message = "the Shim is being deleted".to_owned();
+            let mut message = "the Shim is being deleted".to_owned();
+            if !withdrawn.is_empty() {
+                message += &format!(
+                    ", and its RuntimeClasses are deleted first: new pods with the runtimeClassName {} are refused as \"not found\"",
+                    withdrawn.join(" or ")
+                );
+            }
             return Some((false, reasons::REMOVING, message));
         }
         (false, 0) if tally.unsupported.is_empty() => return None,
@@ -223,6 +246,47 @@ fn ready(shim: &ShimView, tally: &Tally) -> Option<State> {
         },
     };
     Some((is_ready, reason, counts))
+}
+
+/// Whether the API server has refused to let Farrier change a RuntimeClass of others.
+fn is_of_others(classes: &RuntimeClassPlan, rejected: &Problem) -> bool {
+    let mut names = classes.unrestricted.iter();
+    names.any(|name| {
+        let named = format!("RuntimeClass {name}:");
+        rejected.message.contains(&named)
+    })
+}
+
+/// What is to be known about RuntimeClasses of others that have a handler of the Shim. They are no reason for the Shim not to be ready.
+fn notes(classes: &RuntimeClassPlan, refused: Option<&Problem>) -> String {
+    let mut notes = String::new();
+    let mut add = |names: &[String], text: &str| {
+        if !names.is_empty() {
+            notes += &format!("; RuntimeClass {}: {text}", names.join(", "));
+        }
+    };
+    add(
+        &classes.adopted,
+        "it belongs to others, so Farrier adds only the node selector of the handler, and neither tolerations nor overhead",
+    );
+    let refusal = refused.map_or(String::new(), |problem| {
+        let cause = elide(&problem.message, LONGEST_REFUSAL);
+        format!(" ({cause}. List the handler in admissionPolicies.adoptableHandlers of the chart)")
+    });
+    add(
+        &classes.unrestricted,
+        &format!(
+            "it belongs to others and has no node selector of the handler, so its pods may be scheduled to nodes where they do not start{refusal}"
+        ),
+    );
+    add(
+        &classes.replaceable,
+        "if it is deleted, running pods stay, and Farrier creates its own",
+    );
+    if classes.from_k3s {
+        notes += "; k3s creates its RuntimeClasses again at each start, unless it is started with --disable=runtimes";
+    }
+    notes
 }
 
 /// The state of the Shim in one word.

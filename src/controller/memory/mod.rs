@@ -23,6 +23,7 @@ use super::cluster::slim::{JobObject, NodeObject};
 use super::cluster::triggers::{Queues, Trigger};
 use super::cluster::watch::Watches;
 use super::decide::desired::Cluster;
+use super::decide::runtime_classes::adopter;
 use super::decide::shim_status::{self, ShimPlan};
 use super::decide::types::{Hold, Observed, Plan};
 use super::decide::{self, ending_pods, rollout};
@@ -260,6 +261,12 @@ impl Context {
         }
     }
 
+    /// A RuntimeClass has changed.
+    pub fn class_is_changed(&self) {
+        self.queue_every_shim();
+        self.changed.notify_waiters();
+    }
+
     /// Reads the Shims, summarises all nodes again and queues everything. Until a node is reconciled, a change that has not begun counts as
     /// waiting for the rollout.
     fn recount(&self) {
@@ -409,6 +416,7 @@ impl Context {
         let first_binaries = memory.cluster.first_binaries.get(&view.name);
         let plan = shim_status::decide(&shim_status::ObservedShim {
             shim: view,
+            shims: &memory.cluster.shims,
             tally,
             first_binaries: first_binaries.map_or(&[], Vec::as_slice),
             classes: &classes,
@@ -467,11 +475,22 @@ impl Context {
         self.changed.notify_waiters();
     }
 
-    /// Whether no node carries a Shim, and no node has a label or the annotation of Farrier.
+    /// Whether no node carries a Shim, no node has a label or the annotation of Farrier, and no RuntimeClass of others has its node selector.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let carries = self.memory().fleet.carries();
-        !carries && self.carriers().is_empty()
+        !carries && self.carriers().is_empty() && !self.adopts()
+    }
+
+    /// Whether a RuntimeClass of others still has the node selector that a Shim has added and may remove.
+    fn adopts(&self) -> bool {
+        let classes = self.runtime_classes.state();
+        let mut adopters = classes.iter().filter_map(|class| adopter(class));
+        adopters.any(|name| {
+            let shim = self.shims.get(&ObjectRef::new(name));
+            let uid = shim.map(|shim| shim.uid().unwrap_or_default());
+            uid.is_some_and(|uid| self.memory().rejected_writes.of(&uid).is_none())
+        })
     }
 
     /// Nodes that still carry a Shim, each with its Shims. If there is no such node: nodes that still have a label or the annotation of

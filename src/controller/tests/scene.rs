@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use serde_json::json;
 
 use crate::api::ShimSpec;
@@ -25,6 +26,7 @@ use crate::handoff::{
 pub(super) struct Scene {
     pub(super) node: NodeView,
     pub(super) shims: Vec<ShimView>,
+    pub(super) classes: Vec<RuntimeClass>,
     pub(super) blocked: BTreeMap<String, String>,
     pub(super) job: Option<JobView>,
     pub(super) now: Timestamp,
@@ -88,6 +90,7 @@ pub(super) fn scene() -> Scene {
         },
         blocked: BTreeMap::new(),
         shims: vec![shim("spin", "spin-v2")],
+        classes: Vec::new(),
         job: None,
         now: start(),
         rejected: None,
@@ -353,9 +356,10 @@ impl Scene {
         let first_binaries = cluster.first_binaries.get(&shim.name);
         shim_status::decide(&shim_status::ObservedShim {
             shim,
+            shims: &self.shims,
             first_binaries: first_binaries.map_or(&[], Vec::as_slice),
             tally: fleet.tally(&shim.name),
-            classes: &[],
+            classes: &self.classes.iter().collect::<Vec<_>>(),
             rejected: self.rejected.as_ref(),
             now: self.now,
         })

@@ -1,7 +1,11 @@
 //! New, paused, conflicting, unreadable and deleted Shims, and the status of each.
 
+use k8s_openapi::api::node::v1::RuntimeClass;
+
 use super::*;
+use crate::controller::decide::runtime_classes::RuntimeClassStep;
 use crate::controller::memory::aggregate::Fleet;
+use crate::handoff::Problem;
 
 #[test]
 fn a_shim_without_its_finalizer_gets_no_new_nodes() {
@@ -419,4 +423,100 @@ fn a_shim_that_selects_no_node_is_not_ready_and_names_its_selectors() {
 fn a_provisioned_shim_has_the_state_ready() {
     let (state, ready) = told(&Scene::provisioned(), "Ready");
     assert_eq!((&*state, &*ready[1]), ("Ready", "Provisioned"));
+}
+
+fn class_of_others(more: &serde_json::Value) -> RuntimeClass {
+    let mut class = json!({"metadata": {"name": "mine", "uid": "u"}, "handler": "spin-v2"});
+    for (key, value) in more.as_object().unwrap() {
+        class[key] = value.clone();
+    }
+    serde_json::from_value(class).unwrap()
+}
+
+#[test]
+fn a_runtime_class_of_others_is_adopted_and_described_and_the_shim_is_ready() {
+    let mut scene = Scene::provisioned();
+    let annotations = json!({"objectset.rio.cattle.io/owner-name": "runtimes"});
+    let metadata = json!({"name": "spin", "uid": "u", "annotations": annotations});
+    scene.classes = vec![class_of_others(&json!({"metadata": metadata}))];
+    let RuntimeClassStep::Replace(adopted) = scene.status(0).runtime_classes.remove(0) else {
+        panic!("not adopted")
+    };
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, &*ready[0]), ("Ready", "True"));
+    for part in [
+        "RuntimeClass spin: it belongs to others and has no node selector of the handler, so its pods may be scheduled",
+        "if it is deleted, running pods stay, and Farrier creates its own",
+        "--disable=runtimes",
+    ] {
+        assert!(ready[2].contains(part), "{ready:?}");
+    }
+    scene.classes = vec![*adopted];
+    let (_, ready) = told(&scene, "Ready");
+    let part = "RuntimeClass spin: it belongs to others, so Farrier adds only the node selector";
+    assert!(ready[0] == "True" && ready[2].contains(part), "{ready:?}");
+    assert_eq!(scene.status(0).runtime_classes, []);
+}
+
+#[test]
+fn a_refused_change_of_a_runtime_class_of_others_does_not_make_the_shim_unusable() {
+    let mut scene = Scene::provisioned();
+    scene.classes = vec![class_of_others(&json!({}))];
+    let refusal = "failed to change RuntimeClass mine: adoptableHandlers does not list it";
+    scene.rejected = Some(Problem::new(refusal, None));
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, &*ready[0]), ("Ready", "True"));
+    assert!(ready[2].contains(refusal), "{ready:?}");
+    scene.rejected = Some(Problem::new("failed to create RuntimeClass spin: no", None));
+    assert_eq!(told(&scene, "Ready").0, "Unusable");
+}
+
+#[test]
+fn a_deleted_shim_keeps_its_finalizer_until_the_adopted_runtime_class_is_returned() {
+    let mut scene = scene();
+    let metadata =
+        json!({"name": "mine", "uid": "u", "annotations": {"farrier.dev/adopted-by": "spin"}});
+    let scheduling = json!({"nodeSelector": {"handler.farrier.dev/spin-v2": "true"}});
+    let adopted = class_of_others(&json!({"metadata": metadata, "scheduling": scheduling}));
+    scene.classes = vec![adopted];
+    scene.shims[0].deleting = true;
+    let plan = scene.status(0);
+    assert_eq!(
+        (plan.finalizer, plan.runtime_classes.len()),
+        (Finalizer::Keep, 1)
+    );
+    let mut refused = Scene {
+        classes: scene.classes.clone(),
+        shims: scene.shims.clone(),
+        ..super::scene()
+    };
+    refused.rejected = Some(Problem::new("failed to change RuntimeClass mine: no", None));
+    assert_eq!(refused.status(0).finalizer, Finalizer::Release);
+    scene.classes.clear();
+    assert_eq!(scene.status(0).finalizer, Finalizer::Release);
+}
+
+#[test]
+fn a_deleted_shim_says_that_new_pods_of_its_runtime_classes_are_refused() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].deleting = true;
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, &*ready[0]), ("Removing", "False"));
+    let part = "new pods with the runtimeClassName spin are refused";
+    assert!(ready[2].contains(part), "{ready:?}");
+}
+
+#[test]
+fn a_conflict_names_the_other_shim_in_the_condition_ready() {
+    let mut scene = Scene::provisioned();
+    let mut other = shim("another", "another");
+    other.spec.as_mut().unwrap().runtime_class.name = "spin".to_owned();
+    other.created = start() - SignedDuration::from_secs(60);
+    scene.shims.push(other);
+    let (state, ready) = told(&scene, "Ready");
+    assert_eq!((&*state, &*ready[0]), ("Conflict", "False"));
+    assert!(
+        ready[2].contains("RuntimeClass spin belongs to Shim another"),
+        "{ready:?}"
+    );
 }
