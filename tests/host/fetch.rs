@@ -333,6 +333,36 @@ async fn a_failed_fetch_has_a_reason_and_leaves_no_binary(
     assert_eq!(handed.to_string(), said);
 }
 
+#[rstest]
+#[case::unauthorized("401 Unauthorized", "credentials")]
+#[case::forbidden("403 Forbidden", "credentials")]
+#[case::busy("429 Too Many Requests", "wait and retry")]
+#[case::fault("500 Internal Server Error", "the fault is in the server")]
+#[case::in_maintenance("503 Service Unavailable", "wait and retry")]
+#[tokio::test]
+async fn the_remedy_fits_the_status_and_no_wait_beyond_the_end_begins(
+    #[case] status: &str,
+    #[case] remedy: &str,
+) {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nRetry-After: 86400\r\nContent-Length: 0\r\n\r\n"
+    );
+    let address = serve(Routes::from([("/a", head.into_bytes())]));
+    let out = tempfile::tempdir().unwrap();
+    let shim = shim(format!("http://{address}/a"));
+    let result = fetch_one(&shim, out.path(), None).await;
+    let asked = match status.split_at(3).0 {
+        "401" | "403" => "",
+        _ => " and asks for a wait of 86400 s",
+    };
+    assert_eq!(
+        result.reason.unwrap(),
+        format!("failed to fetch http://{address}/a: the server answers {status}{asked}")
+    );
+    let help = result.remedy.unwrap();
+    assert!(help.contains(remedy), "{help}");
+}
+
 #[tokio::test]
 async fn a_truncated_body_and_an_absent_server_are_reported() {
     let archive = archive("containerd-shim-wasmtime-v1");

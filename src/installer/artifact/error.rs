@@ -35,12 +35,14 @@ pub enum Error {
         again: bool,
     },
     /// The server answered with an error.
-    #[error("failed to fetch {url}: the server answers {status}")]
+    #[error("failed to fetch {url}: the server answers {status}{}", asked_wait(*.retry_after))]
     Status {
         /// The requested URL, before redirects and without secrets.
         url: String,
         /// The server's status.
         status: StatusCode,
+        /// The wait that the server asks for before the next request.
+        retry_after: Option<Duration>,
     },
     /// The location, or the target of a redirect, is at an address that no download may use.
     #[error("failed to fetch {url}: {message}")]
@@ -128,7 +130,7 @@ impl Error {
             Self::LinkLocal { .. } => Cow::Borrowed(
                 "use another location, or allow such addresses with --allow-link-local (chart: job.allowLinkLocal)",
             ),
-            Self::Status { .. } => Cow::Borrowed("correct the location"),
+            Self::Status { status, .. } => Cow::Borrowed(status_help(*status)),
             Self::TooSlow { .. } => {
                 Cow::Borrowed("check the node's bandwidth to that server, or use a mirror")
             }
@@ -154,6 +156,48 @@ impl Error {
         })
     }
 }
+
+/// The end of the message of [`Error::Status`].
+fn asked_wait(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |wait| {
+        format!(" and asks for a wait of {} s", wait.as_secs())
+    })
+}
+
+/// Whether the same request may succeed later (RFC 9110, section 15; RFC 6585, section 4; RFC 8470, section 5.2).
+pub(crate) fn is_temporary(status: StatusCode) -> bool {
+    let never = [
+        StatusCode::NOT_IMPLEMENTED,
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+    ];
+    let later = [
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_EARLY,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    later.contains(&status) || status.is_server_error() && !never.contains(&status)
+}
+
+/// How an operator corrects the cause of a status (RFC 9110, section 15).
+fn status_help(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            "use a location that needs no credentials, or correct the credentials in the location (a signature may have expired)"
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            "correct the credentials of the proxy (HTTP_PROXY or HTTPS_PROXY; chart: job.proxy)"
+        }
+        StatusCode::SERVICE_UNAVAILABLE => WAIT,
+        _ if status.is_server_error() => {
+            "retry later, or use a mirror: the fault is in the server, and not in the location"
+        }
+        _ if is_temporary(status) => WAIT,
+        _ => "correct the location",
+    }
+}
+
+/// The help where the server will answer later.
+const WAIT: &str = "wait and retry (the controller retries by itself), or use a mirror";
 
 pub(crate) fn directory_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Directory {
@@ -190,5 +234,42 @@ pub fn check_binary(what: &str, found: Sha256Digest, shim: &ShimRequest) -> Resu
     match shim.first_binary_sha256 {
         Some(first) if first != found => Err(Error::FirstBinary { found, first }),
         Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(401, false, "credentials in the location")]
+    #[case(403, false, "credentials in the location")]
+    #[case(404, false, "correct the location")]
+    #[case(407, false, "credentials of the proxy")]
+    #[case(408, true, "wait and retry")]
+    #[case(410, false, "correct the location")]
+    #[case(429, true, "wait and retry")]
+    #[case(500, true, "the fault is in the server")]
+    #[case(501, false, "the fault is in the server")]
+    #[case(502, true, "the fault is in the server")]
+    #[case(503, true, "wait and retry")]
+    #[case(504, true, "the fault is in the server")]
+    #[case(304, false, "correct the location")]
+    fn the_help_fits_the_status(
+        #[case] status: u16,
+        #[case] temporary: bool,
+        #[case] expected: &str,
+    ) {
+        let status = StatusCode::from_u16(status).unwrap();
+        assert_eq!(is_temporary(status), temporary);
+        let error = Error::Status {
+            url: "https://example.org/a".to_owned(),
+            status,
+            retry_after: None,
+        };
+        let help = error.help().unwrap();
+        assert!(help.contains(expected), "{help}");
     }
 }

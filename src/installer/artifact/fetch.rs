@@ -6,17 +6,20 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
+use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, StatusCode, Url};
+use reqwest::{Certificate, Client, Url};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tracing::warn;
 
 pub use super::error::Error;
-use super::error::{FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, directory_error};
+use super::error::{
+    FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, directory_error, is_temporary,
+};
 use super::handoff_dir;
 use super::link_local::{CheckedResolver, LinkLocal, check_url};
 use super::unpack;
@@ -26,7 +29,8 @@ use crate::handoff::{
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
 const MAX_CONCURRENT: usize = 8;
-/// Delays before the second and the third attempt. Further attempts are left to the controller's backoff.
+/// Delays before the second and the third attempt, unless the server asks for longer ones. Further attempts are left to the controller's
+/// backoff.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 
 /// Limit for the redirects of one request. GitHub redirects once, mirrors seldom more than twice.
@@ -126,7 +130,8 @@ async fn fetch_one(
     }
     let path = handoff_dir::artifact_path(shim, out);
     let binary = out.join(format!("{}.bin", shim.name));
-    let downloaded = tokio::time::timeout_at(end, download(client, &shim.name, &url, &path)).await;
+    let downloaded =
+        tokio::time::timeout_at(end, download(client, &shim.name, &url, &path, end)).await;
     let too_slow = |_| Error::TooSlow {
         location: shown_location(&shim.location),
     };
@@ -227,6 +232,7 @@ async fn download(
     shim: &str,
     url: &Url,
     path: &Path,
+    end: Instant,
 ) -> Result<(File, Sha256Digest), Error> {
     let mut waits = RETRY_WAITS.iter();
     loop {
@@ -234,19 +240,46 @@ async fn download(
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        let again = match &error {
-            Error::Transport { again, .. } => *again,
-            Error::Status { status, .. } => {
-                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
-            }
-            _ => false,
-        };
-        let Some(wait) = waits.next().filter(|_| again) else {
+        let remaining = end.saturating_duration_since(Instant::now());
+        let Some(wait) = retry_wait(&error, waits.next().copied(), remaining) else {
             return Err(error);
         };
         warn!(shim, %error, ?wait, "failed to download the artifact: retrying");
-        tokio::time::sleep(*wait).await;
+        tokio::time::sleep(wait).await;
     }
+}
+
+/// The wait before the next attempt: `delay`, or the longer wait that the server asks for. `None` if no attempt is left, if the error would
+/// occur again, or if the wait would not end within `remaining`.
+fn retry_wait(error: &Error, delay: Option<Duration>, remaining: Duration) -> Option<Duration> {
+    let (again, asked) = if let Error::Transport { again, .. } = error {
+        (*again, None)
+    } else if let Error::Status {
+        status,
+        retry_after,
+        ..
+    } = error
+    {
+        (is_temporary(*status), *retry_after)
+    } else {
+        return None;
+    };
+    let wait = delay?.max(asked.unwrap_or_default());
+    (again && wait < remaining).then_some(wait)
+}
+
+/// The wait that a server asks for: a number of seconds, or a date (RFC 9110, section 10.2.3). A date is compared with the clock of the server
+/// if the answer has its time (RFC 9110, section 6.6.1), because the clock of the node may be wrong.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let asked = text(RETRY_AFTER)?.trim();
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = text(DATE).and_then(date).unwrap_or(now);
+    // A date in the past asks for no wait.
+    Some(date(asked)?.duration_since(now).unwrap_or_default())
 }
 
 async fn download_once(
@@ -266,10 +299,13 @@ async fn download_once(
         },
     };
     let mut response = client.get(url.clone()).send().await.map_err(transport)?;
-    if !response.status().is_success() {
+    let status = response.status();
+    if !status.is_success() {
+        let asked = retry_after(response.headers(), SystemTime::now());
         return Err(Error::Status {
             url: shown_location(url.as_str()),
-            status: response.status(),
+            status,
+            retry_after: asked.filter(|_| is_temporary(status)),
         });
     }
     let file = File::options()
@@ -376,4 +412,63 @@ fn innermost(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::StatusCode;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::seconds("120", None, Some(120))]
+    #[case::no_wait("0", None, Some(0))]
+    #[case::many_seconds("18446744073709551615", None, Some(u64::MAX))]
+    #[case::a_date("Sun, 06 Nov 1994 08:49:37 GMT", None, Some(37))]
+    #[case::a_date_of_an_old_form("Sunday, 06-Nov-94 08:49:37 GMT", None, Some(37))]
+    #[case::a_date_by_the_clock_of_the_server(
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+        Some("Sun, 06 Nov 1994 08:48:37 GMT"),
+        Some(60)
+    )]
+    #[case::a_date_in_the_past("Sun, 06 Nov 1994 08:48:00 GMT", None, Some(0))]
+    #[case::a_negative_number("-1", None, None)]
+    #[case::words("soon", None, None)]
+    fn a_server_asks_for_a_wait_in_seconds_or_until_a_date(
+        #[case] asked: &str,
+        #[case] date: Option<&str>,
+        #[case] expected: Option<u64>,
+    ) {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:00 GMT").unwrap();
+        let mut headers = HeaderMap::from_iter([(RETRY_AFTER, asked.parse().unwrap())]);
+        if let Some(date) = date {
+            headers.insert(DATE, date.parse().unwrap());
+        }
+        let found = retry_after(&headers, now);
+        assert_eq!(found, expected.map(Duration::from_secs));
+    }
+
+    #[rstest]
+    #[case::without_a_wish(503, None, Some(1))]
+    #[case::a_shorter_wait(429, Some(0), Some(1))]
+    #[case::a_longer_wait(429, Some(30), Some(30))]
+    #[case::a_wait_beyond_the_end(503, Some(100), None)]
+    #[case::a_wait_without_end(503, Some(u64::MAX), None)]
+    #[case::no_second_attempt(404, Some(2), None)]
+    fn the_wait_of_the_server_is_kept_until_the_end_of_the_fetch(
+        #[case] status: u16,
+        #[case] asked: Option<u64>,
+        #[case] expected: Option<u64>,
+    ) {
+        let error = Error::Status {
+            url: String::new(),
+            status: StatusCode::from_u16(status).unwrap(),
+            retry_after: asked.map(Duration::from_secs),
+        };
+        let remaining = Duration::from_secs(100);
+        let wait = retry_wait(&error, Some(Duration::from_secs(1)), remaining);
+        assert_eq!(wait, expected.map(Duration::from_secs));
+        assert_eq!(retry_wait(&error, None, remaining), None);
+    }
 }
