@@ -36,6 +36,8 @@ pub enum JobProgress {
     NoPod,
     /// The pod is running.
     Running,
+    /// The pod is running, and its first container fetches the artifacts.
+    Fetching,
     /// The Job has failed or ended, but the watch shows none of its pods as ended.
     Overdue {
         /// Since when.
@@ -122,7 +124,11 @@ fn progress(
     }
     match pods.last() {
         None => JobProgress::NoPod,
-        Some(pod) => stuck(pod).map_or(JobProgress::Running, JobProgress::Stuck),
+        Some(pod) => match stuck(pod) {
+            Some(problem) => JobProgress::Stuck(problem),
+            None if fetches(pod) => JobProgress::Fetching,
+            None => JobProgress::Running,
+        },
     }
 }
 
@@ -213,6 +219,14 @@ fn overdue(job: &JobObject) -> Option<Timestamp> {
     let condition = conditions
         .find(|condition| condition.status == "True" && condition.type_ == "FailureTarget")?;
     Some(condition.last_transition_time.as_ref()?.0)
+}
+
+/// Whether the container that fetches the artifacts runs.
+fn fetches(pod: &PodObject) -> bool {
+    let mut statuses = pod.status.init_container_statuses.iter();
+    let fetch = statuses.find(|status| status.name == names::FETCH_CONTAINER);
+    let state = fetch.and_then(|fetch| fetch.state.as_ref());
+    state.is_some_and(|state| state.running.is_some())
 }
 
 /// Why the pod can't start, if a container reports a reason that does not pass by itself.
@@ -338,6 +352,9 @@ mod tests {
     #[case::scheduled(json!([]), &[json!({"phase": "Pending"})], &JobProgress::Running)]
     #[case::creating(json!([]), &[fetch("Pending", &json!({"waiting": {"reason": "PodInitializing"}}))], &JobProgress::Running)]
     #[case::first_pull(json!([]), &[fetch("Pending", &json!({"waiting": {"reason": "ErrImagePull"}}))], &JobProgress::Running)]
+    #[case::fetching(json!([]), &[fetch("Pending", &json!({"running": {}}))], &JobProgress::Fetching)]
+    #[case::fetched(json!([]), &[fetch("Running", &json!({"terminated": {"exitCode": 0}}))], &JobProgress::Running)]
+    #[case::killed_and_fetching_again(json!([]), &[killed(), fetch("Pending", &json!({"running": {}}))], &JobProgress::Fetching)]
     #[case::killed_and_run_again(json!([]), &[killed(), install(&json!({"running": {}}))], &JobProgress::Running)]
     #[case::failed_target(json!([{"type": "FailureTarget", "status": "True"}]), &[killed()], &JobProgress::Running)]
     fn a_running_job_has_no_result(

@@ -61,7 +61,7 @@ pub fn of(
     };
     let over = || patience(seen, job).is_none();
     match &job.progress {
-        JobProgress::Running => None,
+        JobProgress::Running | JobProgress::Fetching => None,
         JobProgress::Answered(report) => Some(read(seen, desired, applied, job, request, report)),
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
@@ -78,6 +78,7 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
         JobProgress::NoPod => job.created,
         JobProgress::Overdue { since, .. } => *since,
         JobProgress::Running
+        | JobProgress::Fetching
         | JobProgress::Answered(_)
         | JobProgress::Stuck(_)
         | JobProgress::Silent(_) => return None,

@@ -388,10 +388,14 @@ fn progressing(shim: &ShimView, tally: &Tally) -> State {
             Some(reason) => (false, reason, counts(tally)),
             None => {
                 let active = underway - tally.waiting_for_nodes.len();
+                let fetching = match tally.fetching {
+                    0 => String::new(),
+                    fetching => format!(" ({fetching} fetching the artifact)"),
+                };
                 let message = match tally.waiting {
-                    0 => format!("{active} of {nodes} nodes are in progress"),
+                    0 => format!("{active} of {nodes} nodes are in progress{fetching}"),
                     turn => format!(
-                        "{} of {nodes} nodes are in progress, {turn} wait for their turn",
+                        "{} of {nodes} nodes are in progress{fetching}, {turn} wait for their turn",
                         tally.pending
                     ),
                 };

@@ -171,6 +171,8 @@ pub struct Tally {
     pub ready: usize,
     /// Nodes in progress.
     pub pending: usize,
+    /// Those of them whose Job fetches the artifacts.
+    pub fetching: usize,
     /// Nodes that the rollout blocks.
     pub waiting: usize,
     /// Nodes that wait for pods to end, each with the pods.

@@ -17,6 +17,10 @@ impl Tally {
         match &on_node.phase {
             Phase::Ready => self.ready += 1,
             Phase::Pending | Phase::Idle => self.pending += 1,
+            Phase::Fetching => {
+                self.pending += 1;
+                self.fetching += 1;
+            }
             Phase::Waiting => self.waiting += 1,
             Phase::WaitingForPods(pods) => {
                 self.waiting_for_pods.insert(node.to_owned(), pods.clone());
@@ -47,6 +51,10 @@ impl Tally {
         match &on_node.phase {
             Phase::Ready => self.ready -= 1,
             Phase::Pending | Phase::Idle => self.pending -= 1,
+            Phase::Fetching => {
+                self.pending -= 1;
+                self.fetching -= 1;
+            }
             Phase::Waiting => self.waiting -= 1,
             Phase::WaitingForPods(_) => {
                 self.waiting_for_pods.remove(node);
@@ -81,7 +89,7 @@ fn is_queued(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
 /// Whether a worker node is in progress or queued, so that control-plane nodes have to wait.
 fn is_worker_left(summary: &NodeSummary, on_node: &ShimOnNode) -> bool {
     let works = match on_node.phase {
-        Phase::Pending => summary.changing || summary.fit,
+        Phase::Pending | Phase::Fetching => summary.changing || summary.fit,
         // With `WaitingForPods`, a node that is being drained.
         Phase::Removing { .. } | Phase::WaitingForPods(_) | Phase::WaitingForNode(_) => {
             summary.changing

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::controller::cluster::job_view::JobProgress;
+use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::decide::desired::{self, Verdict};
 use crate::controller::decide::ending_pods;
@@ -19,6 +19,8 @@ pub enum Phase {
     Ready,
     /// The Shim is in progress.
     Pending,
+    /// The Shim is in progress, and the Job of the node fetches the artifacts.
+    Fetching,
     /// The node does not serve the Shim as specified, and is not changed: the Shim is paused, or has no finalizer yet.
     Idle,
     /// No Job may change the node now, because the node is `cordoned` or `not ready`.
@@ -119,6 +121,8 @@ impl NodeSummary {
         } else {
             "not ready"
         });
+        let is_fetching = |job: &JobView| job.progress == JobProgress::Fetching;
+        let fetches = job_is_unrecorded && job.is_some_and(is_fetching);
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -143,7 +147,11 @@ impl NodeSummary {
                 (_, _) if let Some(waiting) = &waiting => Phase::WaitingForPods(waiting.clone()),
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);
-                    obstacle.map_or(Phase::Pending, Phase::WaitingForNode)
+                    match obstacle {
+                        Some(obstacle) => Phase::WaitingForNode(obstacle),
+                        None if fetches => Phase::Fetching,
+                        None => Phase::Pending,
+                    }
                 }
             };
             let carried = carried(shim);

@@ -209,6 +209,24 @@ fn a_node_that_waits_for_its_turn_keeps_serving_without_new_labels() {
 }
 
 #[test]
+fn progressing_counts_the_nodes_that_fetch() {
+    let mut world = World::provisioned(0, 2, 1);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let at = world.changing().pop_first().unwrap();
+    let job = world.nodes[at].job.as_mut().unwrap();
+    job.progress = JobProgress::Fetching;
+    let requeue = world.step(at);
+    assert_eq!(requeue.shims, ["spin".to_owned()].into());
+    let (reason, message) = world.condition("Progressing");
+    assert_eq!(reason, "Provisioning");
+    let expected = "1 of 2 nodes are in progress (1 fetching the artifact), 1 wait for their turn";
+    assert_eq!(message, expected);
+    world.ends(at, Outcome::Applied, None);
+    assert_eq!(world.fleet.tally("spin").fetching, 0);
+}
+
+#[test]
 fn control_plane_nodes_come_last() {
     let mut world = World::provisioned(2, 2, 1);
     world.upgrade("https://example.org/b");
