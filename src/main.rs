@@ -319,6 +319,7 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
     let options = FetchOptions {
         ca_file: trust.ca_file.as_deref(),
         allow_link_local: trust.allow_link_local,
+        cpu: None,
     };
     let interrupts = match listen() {
         Ok(interrupts) => interrupts,

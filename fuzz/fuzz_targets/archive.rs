@@ -5,7 +5,8 @@
 use std::io::Write as _;
 
 use farrier::handoff::Sha256Digest;
-use farrier::installer::artifact::unpack::unpack;
+use farrier::installer::artifact::unpack::{Wanted, unpack};
+use farrier::installer::host::cpu::Cpu;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
@@ -25,8 +26,13 @@ fuzz_target!(|input: (bool, Option<&str>, &[u8])| {
         };
         artifact
     };
+    let wanted = Wanted {
+        shim: "a",
+        binary,
+        cpu: Cpu::own(),
+    };
     let mut written = Vec::new();
-    if let Ok(digest) = unpack(artifact.as_slice(), "a", binary, &mut written) {
+    if let Ok(digest) = unpack(artifact.as_slice(), wanted, &mut written) {
         assert_eq!(digest, Sha256Digest::of(&written));
         assert!(written.starts_with(b"\x7fELF"));
     }

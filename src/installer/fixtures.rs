@@ -11,6 +11,7 @@ use crate::installer::containerd::daemon::{Containerd, Daemon};
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
+use crate::installer::host::cpu::Cpu;
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
 use crate::installer::inspect::restart_inputs::RestartInputs;
@@ -62,6 +63,7 @@ pub fn host() -> HostFactsBuilder {
             unit: None,
         }),
         program: Some(program),
+        cpu: Cpu::own(),
         version: None,
         config_files: ConfigFiles {
             root: SourceFile {

@@ -124,6 +124,8 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
         fetch: FetchOptions {
             ca_file: options.ca_file.as_deref(),
             allow_link_local: options.allow_link_local,
+            // `resolve` names the CPU of the host.
+            cpu: None,
         },
     };
     let goal = async |root: &HostRoot, facts: &HostFacts| {

@@ -10,6 +10,7 @@ use super::support::{self, Host, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use farrier::installer::artifact::handoff_dir::read_binary;
+use farrier::installer::host::cpu::Cpu;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rstest::rstest;
@@ -112,6 +113,7 @@ fn options(ca_file: Option<&Path>) -> FetchOptions<'_> {
     FetchOptions {
         ca_file,
         allow_link_local: false,
+        cpu: None,
     }
 }
 
@@ -215,7 +217,7 @@ async fn an_artifact_is_verified_and_unpacked_into_the_hand_off_directory() {
     shim.binary_sha256 = Some(Sha256Digest::of(&program(0)));
     let result = fetch_one(&shim, out.path(), None).await;
     assert_eq!(result.reason, None);
-    let (path, digest) = read_binary(&shim, out.path()).unwrap();
+    let (path, digest) = read_binary(&shim, out.path(), Cpu::own()).unwrap();
     assert_eq!(digest, Sha256Digest::of(&program(0)));
     assert_eq!(std::fs::read(path).unwrap(), program(0));
     assert!(!out.path().join("wasmtime.artifact").exists());
@@ -268,7 +270,7 @@ fn a_fetch_uses_the_proxy_of_the_environment() {
     command.env("HTTP_PROXY", format!("http://{proxy}"));
     let fetched = command.output().unwrap();
     assert!(fetched.status.success(), "{fetched:?}");
-    let (_, digest) = read_binary(&shim, &out).unwrap();
+    let (_, digest) = read_binary(&shim, &out, Cpu::own()).unwrap();
     assert_eq!(digest, Sha256Digest::of(&program(1)));
 }
 
@@ -329,7 +331,7 @@ async fn a_failed_fetch_has_a_reason_and_leaves_no_binary(
     assert!(!said.contains('\n'));
     assert_eq!(result.binary_sha256, None);
     assert!(!out.path().join("wasmtime.bin").exists());
-    let handed = read_binary(&shim, out.path()).unwrap_err();
+    let handed = read_binary(&shim, out.path(), Cpu::own()).unwrap_err();
     assert_eq!(handed.to_string(), said);
 }
 
@@ -432,7 +434,7 @@ fn the_installer_reports_the_help_of_a_failed_fetch() {
     };
     let json = serde_json::to_string(&result).unwrap();
     std::fs::write(out.path().join(format!("{}.json", shim.name)), json).unwrap();
-    let error = read_binary(&shim, out.path()).unwrap_err();
+    let error = read_binary(&shim, out.path(), Cpu::own()).unwrap_err();
     assert_eq!(error.to_string(), result.reason.unwrap());
     assert_eq!(error.help().as_deref(), Some("correct the location"));
 }
@@ -459,7 +461,7 @@ async fn a_binary_that_is_already_on_the_node_is_not_fetched() {
         expected
     );
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1);
-    let handed = read_binary(&shim, out.path()).unwrap_err();
+    let handed = read_binary(&shim, out.path(), Cpu::own()).unwrap_err();
     assert!(handed.to_string().contains("left no binary"));
 }
 
@@ -496,7 +498,7 @@ async fn pinned_archive(out: &Path) -> ShimRequest {
     shim.sha256 = Some(Sha256Digest::of(&archive));
     let result = fetch_one(&shim, out, None).await;
     assert_eq!(result.reason, None);
-    let (_, digest) = read_binary(&shim, out).unwrap();
+    let (_, digest) = read_binary(&shim, out, Cpu::own()).unwrap();
     assert_eq!(digest, Sha256Digest::of(&program(0)));
     shim
 }
@@ -530,7 +532,7 @@ async fn a_pinned_artifact_protects_its_binary_from_the_process_that_fetched_it(
     };
     let json = serde_json::to_string(&result).unwrap();
     std::fs::write(out.path().join("wasmtime.json"), json).unwrap();
-    assert!(read_binary(&shim, out.path()).is_err());
+    assert!(read_binary(&shim, out.path(), Cpu::own()).is_err());
     let report = Host::new(Some(support::CONFIG))
         .provision(&[shim], out.path())
         .await;
@@ -548,16 +550,18 @@ async fn a_pinned_artifact_is_installed_from_the_hand_off_directory() {
 }
 
 #[rstest]
-#[case::of_a_page("/page", b"role-of-the-node".to_vec(), false)]
-#[case::of_nothing("/empty", Vec::new(), false)]
-#[case::of_an_archive("/a.tar.gz", archive("README"), true)]
-#[case::of_a_program("/a", program(3), true)]
+#[case::of_a_page("/page", b"role-of-the-node".to_vec(), Some("neither"))]
+#[case::of_nothing("/empty", Vec::new(), Some("is empty"))]
+#[case::of_an_archive("/a.tar.gz", archive("README"), None)]
+#[case::of_a_program("/a", program(3), None)]
 #[tokio::test]
 async fn the_digest_of_a_download_is_told_only_if_it_is_an_archive_or_a_program(
     #[case] path: &'static str,
     #[case] body: Vec<u8>,
-    #[case] told: bool,
+    #[case] refusal: Option<&str>,
 ) {
+    let told = refusal.is_none();
+    let is_refused = |reason: &str| refusal.is_some_and(|refusal| reason.contains(refusal));
     let address = serve(Routes::from([(path, ok(&body))]));
     let out = tempfile::tempdir().unwrap();
     let mut shim = shim(format!("http://{address}{path}"));
@@ -565,7 +569,7 @@ async fn the_digest_of_a_download_is_told_only_if_it_is_an_archive_or_a_program(
     let reason = fetch_one(&shim, out.path(), None).await.reason.unwrap();
     let found = Sha256Digest::of(&body).to_string();
     assert_eq!(reason.contains(&found), told, "{reason}");
-    assert_eq!(reason.contains("neither"), !told, "{reason}");
+    assert_eq!(is_refused(&reason), !told, "{reason}");
     // A file of the host is told in the same way.
     let host = Host::new(Some(support::CONFIG));
     host.write("/etc/shadow", &body);
@@ -573,7 +577,7 @@ async fn the_digest_of_a_download_is_told_only_if_it_is_an_archive_or_a_program(
     let report = host.install(&[shim], &[]).await;
     let reason = report.handlers[0].reason.clone().unwrap();
     assert_eq!(reason.contains(&found), told, "{reason}");
-    assert_eq!(reason.contains("neither"), !told, "{reason}");
+    assert_eq!(is_refused(&reason), !told, "{reason}");
 }
 
 #[tokio::test]
@@ -630,4 +634,58 @@ async fn a_link_local_address_is_refused_with_the_option_that_allows_it(
     assert!(reason.contains("a link-local address"), "{reason}");
     let remedy = result.remedy.unwrap();
     assert!(remedy.contains("--allow-link-local"), "{remedy}");
+}
+
+/// [`program`] for another CPU, and the name of that CPU.
+fn foreign_program(seed: u8) -> (Vec<u8>, &'static str) {
+    let (machine, name) = match std::env::consts::ARCH {
+        "x86_64" => (183, "aarch64"),
+        _ => (62, "x86_64"),
+    };
+    let mut bytes = program(seed);
+    bytes[18] = machine;
+    (bytes, name)
+}
+
+#[rstest]
+#[case::of_containerd("/usr/bin/containerd", None)]
+#[case::of_the_program_of_the_unit(
+    "/opt/tools/containerd",
+    Some("[Service]\nExecStart=/opt/tools/containerd\n")
+)]
+#[case::of_the_first_program("/sbin/init", None)]
+#[tokio::test]
+async fn an_image_takes_shims_for_its_own_cpu(
+    #[case] program_of_image: &str,
+    #[case] unit: Option<&str>,
+    #[values(false, true)] fetched: bool,
+) {
+    let (foreign, name) = foreign_program(1);
+    let host = Host::stocked();
+    host.write(program_of_image, &foreign_program(0).0);
+    if let Some(unit) = unit {
+        host.write("/etc/systemd/system/containerd.service", unit.as_bytes());
+    }
+    host.write("/srv/foreign", &foreign);
+    let routes = [("/a", ok(&program(1))), ("/foreign", ok(&foreign))];
+    let address = serve(Routes::from(routes));
+    let location = |name: &str| {
+        if fetched {
+            format!("http://{address}/{name}")
+        } else {
+            format!("file:///srv/{name}")
+        }
+    };
+    let report = host.install(&[shim(location("a"))], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(
+        report.handlers[0].reason.as_deref().unwrap(),
+        format!(
+            "the binary is for the CPU {}, and the host has the CPU {name}",
+            std::env::consts::ARCH
+        )
+    );
+    let report = host.install(&[shim(location("foreign"))], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    assert_eq!(report.handlers[0].sha256, Some(Sha256Digest::of(&foreign)));
 }

@@ -318,10 +318,12 @@ async fn a_failed_upgrade_keeps_the_old_version() {
 
 #[rstest]
 #[case::absent("absent", "artifact /srv/absent is missing on the host")]
-#[case::no_program("empty", "the artifact is neither a .tar.gz archive nor")]
+#[case::nothing_in_it("empty", "is empty")]
+#[case::no_program("page", "the artifact is neither a .tar.gz archive nor")]
 #[tokio::test]
 async fn an_unavailable_shim_changes_nothing(#[case] name: &str, #[case] reason: &str) {
     let host = Host::stocked();
+    host.write("/srv/page", b"<html>");
     let before = host.tree(true);
     let report = host.install(&[shim(name)], &["later"]).await;
     assert_eq!(report.result, Outcome::Refused, "{report:?}");

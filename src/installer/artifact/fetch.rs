@@ -22,10 +22,11 @@ use super::error::{
 };
 use super::handoff_dir;
 use super::link_local::{CheckedResolver, LinkLocal, check_url};
-use super::unpack;
+use super::unpack::{self, Wanted};
 use crate::handoff::{
     FetchResult, Problem, Sha256Digest, ShimRequest, path_on_host, shown_location,
 };
+use crate::installer::host::cpu::Cpu;
 
 /// Concurrent downloads. On most nodes this is enough for all shims, so that a slow server delays no other download.
 const MAX_CONCURRENT: usize = 8;
@@ -49,6 +50,8 @@ pub struct FetchOptions<'a> {
     pub ca_file: Option<&'a Path>,
     /// Download also from link-local addresses and from metadata services of clouds.
     pub allow_link_local: bool,
+    /// The CPU of the host; `None` for that of this process.
+    pub cpu: Option<Cpu>,
 }
 
 /// Fetches the artifact of each shim, and writes the binary and a [`FetchResult`] to `out`. A binary that the request expects on the node
@@ -143,6 +146,7 @@ async fn fetch_one(
                 file,
                 digest,
                 binary.clone(),
+                options.cpu.unwrap_or_else(Cpu::own),
             )
             .await
         }
@@ -166,6 +170,7 @@ async fn check_and_unpack(
     mut file: File,
     digest: Sha256Digest,
     path: PathBuf,
+    cpu: Cpu,
 ) -> Result<Sha256Digest, Error> {
     if shim.sha256.is_some_and(|expected| expected != digest) {
         // The digest of a file that is no artifact is told to nobody: of a short file, it is as good as the content.
@@ -179,7 +184,12 @@ async fn check_and_unpack(
         file.rewind().map_err(directory_error(&path))?;
         let mut target = File::create(&path).map_err(directory_error(&path))?;
         let artifact = UnlessAbandoned { file, flag };
-        let digest = unpack::unpack(artifact, &shim.name, shim.binary.as_deref(), &mut target)?;
+        let wanted = Wanted {
+            shim: &shim.name,
+            binary: shim.binary.as_deref(),
+            cpu,
+        };
+        let digest = unpack::unpack(artifact, wanted, &mut target)?;
         check_binary("the binary", digest, &shim)?;
         Ok(digest)
     })
@@ -345,6 +355,7 @@ fn client(options: FetchOptions<'_>) -> Result<Client, Error> {
     let FetchOptions {
         ca_file,
         allow_link_local,
+        cpu: _,
     } = options;
     // Fails only if another part of the process has already installed a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();

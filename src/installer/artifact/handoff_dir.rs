@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use super::error::{Error, check_binary, check_digest, directory_error};
-use super::unpack::{self, Hashing};
+use super::unpack::{self, Hashing, Wanted};
 use crate::handoff::{self, FetchResult, Problem, Sha256Digest, ShimRequest};
+use crate::installer::host::cpu::Cpu;
 
 /// Size limit in bytes for a [`FetchResult`], which has a few hundred bytes.
 const MAX_RESULT: u64 = 64 << 10;
@@ -28,12 +29,16 @@ pub(crate) fn write_result(result: &FetchResult, out: &Path) -> Result<(), Error
     std::fs::write(&path, json).map_err(directory_error(&path))
 }
 
-/// Reads the fetched binary of a shim: returns its path and its SHA-256, which is computed again.
+/// Reads the fetched binary of a shim for a host with `cpu`: returns its path and its SHA-256, which is computed again.
 ///
 /// # Errors
-/// When there is no result or no binary, when `fetch` reports a failure, and when the file is a symlink, is not a program or has another
-/// digest.
-pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Digest), Error> {
+/// When there is no result or no binary, when `fetch` reports a failure, and when the file is a symlink, is not a program for `cpu` or has
+/// another digest.
+pub fn read_binary(
+    shim: &ShimRequest,
+    out: &Path,
+    cpu: Cpu,
+) -> Result<(PathBuf, Sha256Digest), Error> {
     let path = out.join(format!("{}.json", shim.name));
     let mut json = String::new();
     let file = match open_regular(&path) {
@@ -55,11 +60,11 @@ pub fn read_binary(shim: &ShimRequest, out: &Path) -> Result<(PathBuf, Sha256Dig
         return Err(Error::Missing);
     }
     let path = out.join(format!("{}.bin", shim.name));
-    let digest = copy_binary(&path, &mut io::sink())?;
+    let digest = copy_binary(&path, cpu, &mut io::sink())?;
     check_digest("the fetched binary", digest, result.binary_sha256)?;
     check_binary("the fetched binary", digest, shim)?;
     if needs_artifact(shim, digest) {
-        let unpacked = unpacked_digest(shim, shim.sha256, out)?;
+        let unpacked = unpacked_digest(shim, shim.sha256, out, cpu)?;
         check_digest("the fetched binary", digest, Some(unpacked))?;
     }
     Ok((path, digest))
@@ -81,6 +86,7 @@ fn unpacked_digest(
     shim: &ShimRequest,
     expected: Option<Sha256Digest>,
     out: &Path,
+    cpu: Cpu,
 ) -> Result<Sha256Digest, Error> {
     let path = artifact_path(shim, out);
     let mut file = open_regular(&path)?;
@@ -89,8 +95,12 @@ fn unpacked_digest(
     check_digest("the fetched artifact", whole, expected)?;
     file.rewind().map_err(directory_error(&path))?;
     let mut artifact = Hashing::new(file);
-    let binary = shim.binary.as_deref();
-    let digest = unpack::unpack(&mut artifact, &shim.name, binary, &mut io::sink())?;
+    let wanted = Wanted {
+        shim: &shim.name,
+        binary: shim.binary.as_deref(),
+        cpu,
+    };
+    let digest = unpack::unpack(&mut artifact, wanted, &mut io::sink())?;
     // The file may have been written to in between, so the digest of the unpacked bytes is compared, too.
     check_digest("the fetched artifact", artifact.finish()?, expected)?;
     Ok(digest)
@@ -99,9 +109,9 @@ fn unpacked_digest(
 /// Copies a binary out of the hand-off directory and returns the SHA-256 of the copy.
 ///
 /// # Errors
-/// When the file is a symlink, is not a program for this CPU, or can't be read or written.
-pub fn copy_binary(path: &Path, out: &mut impl Write) -> Result<Sha256Digest, Error> {
-    Ok(unpack::copy_program(open_regular(path)?, out)?)
+/// When the file is a symlink, is not a program for `cpu`, or can't be read or written.
+pub fn copy_binary(path: &Path, cpu: Cpu, out: &mut impl Write) -> Result<Sha256Digest, Error> {
+    Ok(unpack::copy_program(open_regular(path)?, cpu, out)?)
 }
 
 /// Opens a regular file. The file is not trusted: a symlink, FIFO or device is refused.
@@ -143,7 +153,7 @@ mod tests {
             (None, None),
         ] {
             write_result(&result(remedy), out.path()).unwrap();
-            let error = read_binary(&shim, out.path()).unwrap_err();
+            let error = read_binary(&shim, out.path(), Cpu::own()).unwrap_err();
             assert_eq!(error.to_string(), "no such host");
             assert_eq!(error.help().as_deref(), expected);
         }

@@ -1,17 +1,20 @@
 //! Extracts the shim's binary from an artifact, which is a `.tar.gz` or the ELF file itself. The artifact is not trusted: every size is
-//! bounded, and an archive with a member outside of its directory is refused. No path of the archive is ever written to.
+//! bounded, and an archive with a member outside of its directory is refused. No path of the archive is ever written to, and no link of it
+//! is followed.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Seek as _, Write};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
-use tar::{Archive, EntryType, PaxExtensions};
+use tar::{Archive, EntryType, GnuExtSparseHeader, Header, PaxExtensions};
 
 use crate::handoff::{Sha256Digest, printable_up_to};
+use crate::installer::host::cpu::{Cpu, ELF, ELF_HEADER};
 
 /// Size limit in bytes for an unpacked archive: four times the largest known shim (wasmedge with its plugins, 130 MB).
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -26,11 +29,8 @@ const MAX_DESCRIPTION: u64 = 64 << 10;
 /// The first two bytes of every gzip member (RFC 1952, 2.3).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// The first bytes of every ELF file (System V ABI, *ELF Identification*).
-const ELF: [u8; 4] = *b"\x7fELF";
-
-/// Length in bytes of an ELF header up to the end of `e_machine`, the field for the CPU (System V ABI, *ELF Header*).
-const ELF_HEADER: usize = 20;
+/// Size in bytes of a header; the content of a member is padded to a multiple (POSIX.1-2001, *pax*, ustar Interchange Format).
+const BLOCK: u64 = 512;
 
 /// The help for an artifact that is no archive or binary of a shim.
 pub(crate) const CHECK_LOCATION: &str =
@@ -39,6 +39,9 @@ pub(crate) const CHECK_LOCATION: &str =
 /// Why an artifact contains no usable binary.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The artifact has no bytes.
+    #[error("the artifact is empty")]
+    Empty,
     /// The artifact is neither an archive nor a program.
     #[error("the artifact is neither a .tar.gz archive nor an ELF program")]
     Unknown,
@@ -49,7 +52,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A member's path is outside of the archive's directory, or the member is a symlink, a hard link or a device.
+    /// A member's path is outside of the archive's directory, or the binary is a symlink, a hard link, a sparse file or a device.
     #[error("the archive's member {member:?} {fault}")]
     UnsafePath {
         /// The member's path.
@@ -76,9 +79,17 @@ pub enum Error {
     /// The archive exceeds a limit.
     #[error("the archive unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members")]
     TooLarge,
-    /// The binary is not a 64-bit ELF file for this CPU.
-    #[error("the binary is not a Linux program for this CPU ({0})")]
-    WrongCpu(&'static str),
+    /// The binary is no ELF file.
+    #[error("the binary is not a Linux program")]
+    NoProgram,
+    /// The binary is for another CPU than the host's.
+    #[error("the binary is for the CPU {found}, and the host has the CPU {expected}")]
+    WrongCpu {
+        /// The CPU of the binary.
+        found: Cpu,
+        /// The CPU of the host.
+        expected: Cpu,
+    },
     /// The binary can't be written.
     #[error("failed to write the unpacked binary: {source}")]
     Write {
@@ -93,9 +104,11 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Unknown | Self::Unreadable { .. } | Self::TooLarge => {
-                Cow::Borrowed(CHECK_LOCATION)
-            }
+            Self::Empty
+            | Self::Unknown
+            | Self::NoProgram
+            | Self::Unreadable { .. }
+            | Self::TooLarge => Cow::Borrowed(CHECK_LOCATION),
             Self::UnsafePath { .. } => {
                 Cow::Borrowed("take the archive from the shim's own release")
             }
@@ -105,27 +118,29 @@ impl Error {
             Self::Ambiguous { .. } => Cow::Borrowed(
                 "name one of these files under fetchStrategy.binary, or as binary=FILE on the command line",
             ),
-            Self::WrongCpu(_) => Cow::Borrowed("name the artifact for the node's architecture"),
+            Self::WrongCpu { .. } => Cow::Borrowed("name the artifact for the node's architecture"),
             Self::Write { .. } => Cow::Borrowed("check that the file system has free space"),
         })
     }
 }
 
-/// Whether the first bytes are those of an archive or a program.
-fn is_known(head: &[u8]) -> bool {
-    head == ELF || head.starts_with(&GZIP)
+/// Checks that an artifact with these first bytes is an archive or a program.
+fn check_head(head: &[u8]) -> Result<(), Error> {
+    if head.is_empty() {
+        Err(Error::Empty)
+    } else if head == ELF || head.starts_with(&GZIP) {
+        Ok(())
+    } else {
+        Err(Error::Unknown)
+    }
 }
 
 /// Checks that `artifact` begins as an archive or a program.
 ///
 /// # Errors
-/// [`Error::Unknown`] if it does not, and [`Error::Unreadable`] if it can't be read.
+/// [`Error::Empty`] or [`Error::Unknown`] if it does not, and [`Error::Unreadable`] if it can't be read.
 pub fn check_kind(artifact: &mut impl Read) -> Result<(), Error> {
-    if is_known(&read_head(artifact)?) {
-        Ok(())
-    } else {
-        Err(Error::Unknown)
-    }
+    check_head(&read_head(artifact)?)
 }
 
 fn read_head(artifact: &mut impl Read) -> Result<Vec<u8>, Error> {
@@ -137,100 +152,217 @@ fn read_head(artifact: &mut impl Read) -> Result<Vec<u8>, Error> {
     Ok(head)
 }
 
+/// The target of a binary, which begins anew when a later member of an archive replaces the binary.
+pub trait Output: Write {
+    /// Discards all bytes that were written.
+    ///
+    /// # Errors
+    /// When the file can't be truncated.
+    fn restart(&mut self) -> io::Result<()>;
+}
+
+impl Output for File {
+    fn restart(&mut self) -> io::Result<()> {
+        self.set_len(0)?;
+        self.rewind()
+    }
+}
+
+impl Output for io::Sink {
+    fn restart(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output for Vec<u8> {
+    fn restart(&mut self) -> io::Result<()> {
+        self.clear();
+        Ok(())
+    }
+}
+
+/// The binary to take from an artifact.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The name of the shim.
+    pub shim: &'a str,
+    /// The file name of the binary in an archive. Without it, the binary is `containerd-shim-<shim>`, or the only file whose name differs
+    /// from that only in a suffix `-vN`.
+    pub binary: Option<&'a str>,
+    /// The CPU of the host.
+    pub cpu: Cpu,
+}
+
 /// Copies the binary from `artifact` to `out` and returns its SHA-256.
-///
-/// `binary` is the binary's file name in an archive. Without it, the binary is `containerd-shim-<shim>`, or the only file whose name
-/// differs from that only in a suffix `-vN`.
 ///
 /// # Errors
 /// When there is no binary or it is for another CPU, and when the archive is damaged, unsafe or too large. `out` may then contain a part of
 /// the binary.
 pub fn unpack(
     mut artifact: impl Read,
-    shim: &str,
-    binary: Option<&str>,
-    out: &mut impl Write,
+    wanted: Wanted<'_>,
+    out: &mut impl Output,
 ) -> Result<Sha256Digest, Error> {
     let head = read_head(&mut artifact)?;
-    if !is_known(&head) {
-        return Err(Error::Unknown);
-    }
+    check_head(&head)?;
     let whole = head.as_slice().chain(artifact);
     if head == ELF {
-        return copy_program(whole, out);
+        return copy_program(whole, wanted.cpu, out);
     }
-    unpack_archive(GzipMembers::new(BufReader::new(whole)), shim, binary, out)
+    unpack_archive(GzipMembers::new(BufReader::new(whole)), wanted, out)
+}
+
+/// The binary that was copied from an archive.
+struct Taken {
+    /// The components of its path.
+    path: PathBuf,
+    /// Its file name.
+    name: String,
+    digest: Sha256Digest,
 }
 
 fn unpack_archive(
     tar: impl Read,
-    shim: &str,
-    binary: Option<&str>,
-    out: &mut impl Write,
+    wanted: Wanted<'_>,
+    out: &mut impl Output,
 ) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
     // One byte beyond the limit: an archive that reaches it is too large.
-    let mut archive = Archive::new(tar.take(MAX_UNPACKED + 1));
-    let (mut digest, mut taken) = (None, None);
-    let mut found = Vec::new();
-    let mut unpacked = 0_u64;
-    let mut long_path = None;
-    // Raw: otherwise the crate reads names of any length into memory.
-    let entries = archive.entries().map_err(unreadable)?.raw(true);
-    for (count, entry) in entries.enumerate() {
-        let mut entry = entry.map_err(unreadable)?;
-        unpacked = unpacked.saturating_add(entry.size());
-        if count >= MAX_MEMBERS || unpacked > MAX_UNPACKED {
+    let mut tar = tar.take(MAX_UNPACKED + 1);
+    let mut taken: Option<Taken> = None;
+    let mut unusable = None;
+    let mut others = Vec::new();
+    let (mut count, mut unpacked) = (0, 0_u64);
+    let mut description = Description::default();
+    while let Some((header, size)) = next_header(&mut tar)? {
+        count += 1;
+        unpacked = unpacked.saturating_add(size);
+        if count > MAX_MEMBERS || unpacked > MAX_UNPACKED {
             return Err(Error::TooLarge);
         }
-        let kind = entry.header().entry_type();
+        let mut padded = (&mut tar).take(size.next_multiple_of(BLOCK));
+        let mut content = (&mut padded).take(size);
+        let kind = header.entry_type();
         if describes_next(kind) {
-            long_path = read_path(&mut entry, kind)?.or(long_path);
-            continue;
-        }
-        let path = match long_path.take() {
-            Some(path) => path,
-            None => entry.path().map_err(unreadable)?.into_owned(),
-        };
-        check_member(&path, kind)?;
-        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
-            continue;
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if may_be_binary(&name, shim, binary) {
-            match &taken {
-                None => {
-                    digest = Some(copy_program(entry, out)?);
-                    taken = Some(name.into_owned());
+            description.add(&mut content, kind)?;
+        } else {
+            let Description { path, is_sparse } = std::mem::take(&mut description);
+            let path = match path {
+                Some(path) => path,
+                None => header.path().map_err(unreadable)?.into_owned(),
+            };
+            let path = checked_path(&path)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let fault = fault_of(kind, is_sparse);
+            if !may_be_binary(&name, wanted) {
+                if fault.is_none() && is_file(kind) && others.len() < MAX_NAMED {
+                    others.push(shown(&name));
                 }
-                // A second member of the same name is ignored, as in a search path. With another name, the choice is ambiguous unless the
-                // first has the requested name.
-                Some(taken) if *taken != name && !is_named(taken, shim, binary) => {
-                    return Err(Error::Ambiguous {
-                        one: shown(taken),
-                        other: shown(&name),
-                    });
+            } else if let Some(fault) = fault {
+                let unsafe_path = Error::UnsafePath {
+                    member: shown(&path.to_string_lossy()),
+                    fault,
+                };
+                // The member would replace the binary. Any other one is not needed if another file is the binary.
+                if taken.as_ref().is_some_and(|taken| taken.path == path) {
+                    return Err(unsafe_path);
                 }
-                Some(_) => {}
+                unusable.get_or_insert(unsafe_path);
+            } else if is_file(kind) && replaces(taken.as_ref(), &path, &name, wanted)? {
+                if taken.is_some() {
+                    out.restart().map_err(|source| Error::Write { source })?;
+                }
+                taken = Some(Taken {
+                    digest: copy_program(content, wanted.cpu, out)?,
+                    name: name.into_owned(),
+                    path,
+                });
             }
-        } else if found.len() < 5 {
-            found.push(shown(&name));
+        }
+        io::copy(&mut padded, &mut io::sink()).map_err(unreadable)?;
+        if padded.limit() > 0 {
+            return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
         }
     }
     // gzip's checksum comes after the last byte. It is the only protection against damage if the request has no digest.
-    let mut rest = archive.into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(unreadable)?;
-    if rest.limit() == 0 {
+    io::copy(&mut tar, &mut io::sink()).map_err(unreadable)?;
+    if tar.limit() == 0 {
         return Err(Error::TooLarge);
     }
-    digest.ok_or_else(|| Error::Absent {
-        binary: binary.map_or_else(|| format!("containerd-shim-{shim}"), str::to_owned),
-        found: if found.is_empty() {
+    taken
+        .map(|taken| taken.digest)
+        .ok_or_else(|| unusable.unwrap_or_else(|| absent(wanted, &others)))
+}
+
+/// Other files of an archive that an error names, at most.
+const MAX_NAMED: usize = 5;
+
+fn absent(wanted: Wanted<'_>, others: &[String]) -> Error {
+    let named = wanted.binary.map(str::to_owned);
+    Error::Absent {
+        binary: named.unwrap_or_else(|| format!("containerd-shim-{}", wanted.shim)),
+        found: if others.is_empty() {
             "no files".to_owned()
         } else {
-            found.join(", ")
+            others.join(", ")
         },
-    })
+    }
+}
+
+/// Whether the file with this path and name is the binary, after `taken`.
+///
+/// # Errors
+/// [`Error::Ambiguous`] if both may be the binary.
+fn replaces(
+    taken: Option<&Taken>,
+    path: &Path,
+    name: &str,
+    wanted: Wanted<'_>,
+) -> Result<bool, Error> {
+    let Some(taken) = taken else {
+        return Ok(true);
+    };
+    // A later member of the same path replaces the earlier one, as if tar(1) extracted both. A file of the same name in another directory is
+    // ignored, as in a search path. With another name, the choice is ambiguous unless the first has the requested name.
+    if taken.path == path {
+        Ok(true)
+    } else if taken.name == name || is_named(&taken.name, wanted) {
+        Ok(false)
+    } else {
+        Err(Error::Ambiguous {
+            one: shown(&taken.name),
+            other: shown(name),
+        })
+    }
+}
+
+/// Reads the next header, and returns it with the size of the content in the archive; `None` at the end of the archive.
+fn next_header(tar: &mut impl Read) -> Result<Option<(Header, u64)>, Error> {
+    let unreadable = |source| Error::Unreadable { source };
+    let (header, size) = {
+        let mut archive = Archive::new(&mut *tar);
+        // Raw: otherwise the crate reads names of any length into memory.
+        let mut entries = archive.entries().map_err(unreadable)?.raw(true);
+        match entries.next().transpose().map_err(unreadable)? {
+            Some(entry) => (entry.header().clone(), entry.size()),
+            None => return Ok(None),
+        }
+    };
+    let kind = header.entry_type();
+    // As GNU tar: a hard link has no content, whatever its size says.
+    let size = if kind == EntryType::Link { 0 } else { size };
+    let map_continues = header.as_gnu().is_some_and(tar::GnuHeader::is_extended);
+    if kind == EntryType::GNUSparse && map_continues {
+        // The rest of the map of a sparse file comes before its content (GNU tar, *Basic Tar Format*).
+        let mut map = GnuExtSparseHeader::new();
+        loop {
+            tar.read_exact(map.as_mut_bytes()).map_err(unreadable)?;
+            if !map.is_extended() {
+                break;
+            }
+        }
+    }
+    Ok(Some((header, size)))
 }
 
 /// Whether a member only describes the next one.
@@ -241,50 +373,73 @@ fn describes_next(kind: EntryType) -> bool {
     )
 }
 
-/// The path that a member gives the next one: GNU tar's `@LongLink`, or `path` of a pax header (POSIX.1-2001, *pax*).
-fn read_path(entry: &mut impl Read, kind: EntryType) -> Result<Option<PathBuf>, Error> {
-    let mut bytes = Vec::new();
-    entry
-        .take(MAX_DESCRIPTION + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::Unreadable { source })?;
-    if bytes.len() as u64 > MAX_DESCRIPTION {
-        return Err(Error::TooLarge);
-    }
-    if kind == EntryType::GNULongName {
-        let end = bytes.iter().position(|byte| *byte == 0);
-        bytes.truncate(end.unwrap_or(bytes.len()));
-        return Ok(Some(OsString::from_vec(bytes).into()));
-    }
-    let mut path = None;
-    // Some attributes have arbitrary bytes as values, which the crate can't split. These are skipped; path and size are never among them.
-    for extension in PaxExtensions::new(&bytes).flatten() {
-        match extension.key_bytes() {
-            b"path" => path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into()),
-            // A reader that ignores this size finds other members than a reader that uses it.
-            b"size" => {
-                return Err(Error::UnsafePath {
-                    member: "(pax header)".to_owned(),
-                    fault: "overrides the size of the next member",
-                });
-            }
-            _ => {}
-        }
-    }
-    Ok(path)
+/// What members that describe the next one say about it.
+#[derive(Default)]
+struct Description {
+    path: Option<PathBuf>,
+    /// The content is a map and the parts of a sparse file (GNU tar, *PAX Format, Versions 0.0 to 1.0*).
+    is_sparse: bool,
 }
 
-/// Checks the path and the type of a member. All members are checked, also those after the binary.
-fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
+impl Description {
+    /// Adds the content of such a member: GNU tar's `@LongLink`, or the records of a pax header (POSIX.1-2001, *pax*).
+    fn add(&mut self, content: &mut impl Read, kind: EntryType) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        content
+            .take(MAX_DESCRIPTION + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| Error::Unreadable { source })?;
+        if bytes.len() as u64 > MAX_DESCRIPTION {
+            return Err(Error::TooLarge);
+        }
+        match kind {
+            EntryType::GNULongName => {
+                let end = bytes.iter().position(|byte| *byte == 0);
+                bytes.truncate(end.unwrap_or(bytes.len()));
+                self.path = Some(OsString::from_vec(bytes).into());
+            }
+            EntryType::XHeader => self.add_records(&bytes)?,
+            // The target of a link.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_records(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        // Some attributes have arbitrary bytes as values, which the crate can't split. These are skipped; path and size are never among them.
+        for extension in PaxExtensions::new(bytes).flatten() {
+            match extension.key_bytes() {
+                b"path" => {
+                    self.path = Some(OsString::from_vec(extension.value_bytes().to_vec()).into());
+                }
+                // A reader that ignores this size finds other members than a reader that uses it.
+                b"size" => {
+                    return Err(Error::UnsafePath {
+                        member: "(pax header)".to_owned(),
+                        fault: "overrides the size of the next member",
+                    });
+                }
+                key if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The path of a member without `.` components. The paths of all members are checked, also those after the binary.
+fn checked_path(path: &Path) -> Result<PathBuf, Error> {
     let unsafe_path = |fault| {
         Err(Error::UnsafePath {
             member: shown(&path.to_string_lossy()),
             fault,
         })
     };
+    let mut checked = PathBuf::new();
     for component in path.components() {
         match component {
-            Component::Normal(_) | Component::CurDir => {}
+            Component::Normal(name) => checked.push(name),
+            Component::CurDir => {}
             Component::ParentDir => {
                 return unsafe_path("has a path outside of the archive's directory");
             }
@@ -293,30 +448,40 @@ fn check_member(path: &Path, kind: EntryType) -> Result<(), Error> {
             }
         }
     }
+    Ok(checked)
+}
+
+fn is_file(kind: EntryType) -> bool {
+    matches!(kind, EntryType::Regular | EntryType::Continuous)
+}
+
+/// Why a member can't be the binary, as the rest of a sentence. Files can, and a directory or a global header, into which `git archive`
+/// writes the commit, is no candidate.
+fn fault_of(kind: EntryType, is_sparse: bool) -> Option<&'static str> {
     match kind {
-        // `git archive` writes the commit into a global header.
-        EntryType::Regular
-        | EntryType::Continuous
-        | EntryType::Directory
-        | EntryType::XGlobalHeader => Ok(()),
-        EntryType::Link => unsafe_path("is a hard link"),
-        EntryType::Symlink => unsafe_path("is a symlink"),
-        _ => unsafe_path("is neither a regular file nor a directory"),
+        EntryType::Regular | EntryType::Continuous if !is_sparse => None,
+        EntryType::Directory | EntryType::XGlobalHeader => None,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            Some("is a sparse file")
+        }
+        EntryType::Link => Some("is a hard link"),
+        EntryType::Symlink => Some("is a symlink"),
+        _ => Some("is neither a regular file nor a directory"),
     }
 }
 
 /// Whether a file has exactly the requested name.
-fn is_named(name: &str, shim: &str, binary: Option<&str>) -> bool {
-    match binary {
+fn is_named(name: &str, wanted: Wanted<'_>) -> bool {
+    match wanted.binary {
         Some(binary) => name == binary,
-        None => name.strip_prefix("containerd-shim-") == Some(shim),
+        None => name.strip_prefix("containerd-shim-") == Some(wanted.shim),
     }
 }
 
-fn may_be_binary(name: &str, shim: &str, binary: Option<&str>) -> bool {
-    let is_alike = |rest| base(rest) == base(shim);
-    is_named(name, shim, binary)
-        || binary.is_none() && name.strip_prefix("containerd-shim-").is_some_and(is_alike)
+fn may_be_binary(name: &str, wanted: Wanted<'_>) -> bool {
+    let is_alike = |rest| base(rest) == base(wanted.shim);
+    is_named(name, wanted)
+        || wanted.binary.is_none() && name.strip_prefix("containerd-shim-").is_some_and(is_alike)
 }
 
 /// A shim's name without its suffix `-vN`.
@@ -403,8 +568,12 @@ impl<R: Read> Read for Hashing<R> {
 /// Copies a program to `out` after a check of its ELF header, and returns its SHA-256.
 ///
 /// # Errors
-/// When the program is not an ELF file for this CPU, is too large, or can't be read or written.
-pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Digest, Error> {
+/// When the program is not an ELF file for `cpu`, is too large, or can't be read or written.
+pub fn copy_program(
+    program: impl Read,
+    cpu: Cpu,
+    out: &mut impl Write,
+) -> Result<Sha256Digest, Error> {
     let unreadable = |source| Error::Unreadable { source };
     let write = |source| Error::Write { source };
     let mut program = program.take(MAX_UNPACKED + 1);
@@ -416,7 +585,16 @@ pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Di
             read => filled += read,
         }
     }
-    check_elf(&buffer[..filled])?;
+    match Cpu::of_program(&buffer[..filled]) {
+        None => return Err(Error::NoProgram),
+        Some(found) if found != cpu => {
+            return Err(Error::WrongCpu {
+                found,
+                expected: cpu,
+            });
+        }
+        Some(_) => {}
+    }
     let mut hasher = Sha256::new();
     let mut written = 0;
     while filled > 0 {
@@ -432,25 +610,6 @@ pub fn copy_program(program: impl Read, out: &mut impl Write) -> Result<Sha256Di
     Ok(hasher.into())
 }
 
-/// Checks that an ELF header is for the CPU of this process, which is the node's CPU.
-fn check_elf(head: &[u8]) -> Result<(), Error> {
-    // e_machine of the System V ABI's supplements: EM_X86_64 is 62, EM_AARCH64 is 183.
-    let machine: u16 = match std::env::consts::ARCH {
-        "x86_64" => 62,
-        "aarch64" => 183,
-        "riscv64" => 243,
-        _ => return Err(Error::WrongCpu(std::env::consts::ARCH)),
-    };
-    let [low, high] = machine.to_le_bytes();
-    // 64 bits, little-endian: the two bytes after the magic number (`EI_CLASS`, `EI_DATA`).
-    let fits = head.starts_with(b"\x7fELF\x02\x01") && head.get(18..20) == Some(&[low, high]);
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::WrongCpu(std::env::consts::ARCH))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use flate2::Compression;
@@ -460,10 +619,18 @@ mod tests {
 
     use super::*;
 
+    fn wanted(shim: &str) -> Wanted<'_> {
+        Wanted {
+            shim,
+            binary: None,
+            cpu: Cpu::own(),
+        }
+    }
+
     /// A program for this CPU: the first bytes of the test binary.
     fn program() -> Vec<u8> {
         let mut bytes = Vec::new();
-        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
         file.take(5_000).read_to_end(&mut bytes).unwrap();
         bytes
     }
@@ -500,7 +667,7 @@ mod tests {
         let programs = [1, 2].map(|seed| [program(), vec![seed]].concat());
         let members = [0, 1].map(|at| (names[at].as_str(), EntryType::Regular, &*programs[at]));
         let mut out = Vec::new();
-        let result = unpack(archive(&members).as_slice(), shim, None, &mut out);
+        let result = unpack(archive(&members).as_slice(), wanted(shim), &mut out);
         match taken {
             Some(seed) => assert_eq!(out.last(), Some(&seed)),
             None => assert!(matches!(result, Err(Error::Ambiguous { .. }))),
@@ -525,7 +692,7 @@ mod tests {
             (member, EntryType::Regular, &program),
         ]);
         let mut out = Vec::new();
-        let digest = unpack(archive.as_slice(), shim, None, &mut out).unwrap();
+        let digest = unpack(archive.as_slice(), wanted(shim), &mut out).unwrap();
         assert_eq!(digest, Sha256Digest::of(&program));
         assert_eq!(out, program);
     }
@@ -533,7 +700,7 @@ mod tests {
     #[test]
     fn a_program_without_an_archive_is_an_artifact() {
         let mut out = Vec::new();
-        unpack(program().as_slice(), "x", None, &mut out).unwrap();
+        unpack(program().as_slice(), wanted("x"), &mut out).unwrap();
         assert_eq!(out, program());
     }
 
@@ -541,10 +708,13 @@ mod tests {
     #[case::parent("../containerd-shim-a", EntryType::Regular)]
     #[case::inner("a/../../containerd-shim-a", EntryType::Regular)]
     #[case::absolute("/usr/bin/containerd", EntryType::Regular)]
+    #[case::of_a_link("../README", EntryType::Symlink)]
     #[case::symlink("containerd-shim-a", EntryType::Symlink)]
-    #[case::hard_link("other", EntryType::Link)]
-    #[case::device("other", EntryType::Block)]
-    #[case::fifo("other", EntryType::Fifo)]
+    #[case::symlink_by_another_path("./containerd-shim-a", EntryType::Symlink)]
+    #[case::hard_link("containerd-shim-a", EntryType::Link)]
+    #[case::device("containerd-shim-a", EntryType::Block)]
+    #[case::fifo("containerd-shim-a", EntryType::Fifo)]
+    #[case::sparse("containerd-shim-a", EntryType::GNUSparse)]
     fn an_archive_with_a_path_outside_its_directory_is_refused(
         #[case] member: &str,
         #[case] kind: EntryType,
@@ -554,11 +724,140 @@ mod tests {
             ("containerd-shim-a", EntryType::Regular, &program),
             (member, kind, b""),
         ]);
-        let result = unpack(archive.as_slice(), "a", None, &mut Vec::new());
+        let result = unpack(archive.as_slice(), wanted("a"), &mut Vec::new());
         assert!(
             matches!(result, Err(Error::UnsafePath { .. })),
             "{result:?}"
         );
+    }
+
+    #[rstest]
+    #[case::symlink("README", EntryType::Symlink)]
+    #[case::hard_link("other", EntryType::Link)]
+    #[case::device("other", EntryType::Block)]
+    #[case::fifo("other", EntryType::Fifo)]
+    #[case::sparse("other", EntryType::GNUSparse)]
+    #[case::of_an_alternative_name("containerd-shim-a-v1", EntryType::Symlink)]
+    fn a_special_member_that_is_not_the_binary_is_ignored(
+        #[case] member: &str,
+        #[case] kind: EntryType,
+        #[values(false, true)] first: bool,
+    ) {
+        let program = program();
+        let mut members = [
+            ("containerd-shim-a", EntryType::Regular, &*program),
+            (member, kind, b""),
+        ];
+        if first {
+            members.reverse();
+        }
+        let mut out = Vec::new();
+        unpack(archive(&members).as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, program);
+    }
+
+    #[rstest]
+    #[case("containerd-shim-a", EntryType::Symlink, "is a symlink")]
+    #[case("containerd-shim-a-v1", EntryType::Link, "is a hard link")]
+    #[case("bin/containerd-shim-a", EntryType::GNUSparse, "is a sparse file")]
+    #[case("containerd-shim-a", EntryType::Char, "is neither a regular file")]
+    fn a_special_member_is_no_binary(
+        #[case] member: &str,
+        #[case] kind: EntryType,
+        #[case] expected: &str,
+    ) {
+        let archive = archive(&[(member, kind, b"")]);
+        let error = unpack(archive.as_slice(), wanted("a"), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
+    #[rstest]
+    #[case::of_two(&[("containerd-shim-a", 1), ("containerd-shim-a", 2)], 2)]
+    #[case::a_shorter_one(&[("containerd-shim-a", 0), ("containerd-shim-a", 2)], 2)]
+    #[case::by_another_path(&[("./bin/containerd-shim-a", 1), ("bin/./containerd-shim-a", 2)], 2)]
+    #[case::in_another_directory(&[("a/containerd-shim-a", 1), ("b/containerd-shim-a", 2)], 1)]
+    #[case::behind_another_directory(
+        &[("a/containerd-shim-a", 1), ("b/containerd-shim-a", 2), ("a/containerd-shim-a", 3)],
+        3
+    )]
+    fn the_last_member_of_a_path_counts(#[case] members: &[(&str, u8)], #[case] expected: u8) {
+        let of_seed = |seed: u8| {
+            let mut bytes = program();
+            bytes.extend(vec![seed; if seed == 0 { 1_000 } else { 1 }]);
+            bytes
+        };
+        let programs: Vec<_> = members.iter().map(|(_, seed)| of_seed(*seed)).collect();
+        let members = members.iter().zip(&programs);
+        let members: Vec<_> = members
+            .map(|((path, _), bytes)| (*path, EntryType::Regular, bytes.as_slice()))
+            .collect();
+        let archive = archive(&members);
+        let mut file = tempfile::tempfile().unwrap();
+        let mut out = Vec::new();
+        let digest = unpack(archive.as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, of_seed(expected));
+        assert_eq!(digest, Sha256Digest::of(&out));
+        unpack(archive.as_slice(), wanted("a"), &mut file).unwrap();
+        let mut written = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut written).unwrap();
+        assert_eq!(written, out);
+    }
+
+    #[test]
+    fn the_map_of_a_sparse_member_is_skipped() {
+        let mut header = Header::new_gnu();
+        header.set_path("data").unwrap();
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_size(5);
+        header.as_gnu_mut().unwrap().isextended = [1];
+        header.set_cksum();
+        let mut more = GnuExtSparseHeader::new();
+        more.isextended = [1];
+        let last = GnuExtSparseHeader::new();
+        let mut tar = [
+            header.as_bytes().as_slice(),
+            more.as_bytes(),
+            last.as_bytes(),
+        ]
+        .concat();
+        tar.extend(b"bytes");
+        tar.resize(tar.len().next_multiple_of(512), 0);
+        let mut rest = Vec::new();
+        let program = program();
+        let whole = archive(&[("containerd-shim-a", EntryType::Regular, &program)]);
+        GzipMembers::new(whole.as_slice())
+            .read_to_end(&mut rest)
+            .unwrap();
+        tar.extend(rest);
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(&tar).unwrap();
+        let packed = packed.finish().unwrap();
+        let mut out = Vec::new();
+        unpack(packed.as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, program);
+    }
+
+    #[test]
+    fn a_hard_link_with_a_size_has_no_content() {
+        let program = program();
+        let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = Header::new_gnu();
+        header.set_path("other").unwrap();
+        header.set_entry_type(EntryType::Link);
+        header.set_link_name("target").unwrap();
+        header.set_size(5_000);
+        header.set_cksum();
+        builder.append(&header, io::empty()).unwrap();
+        let mut header = Header::new_gnu();
+        header.set_path("containerd-shim-a").unwrap();
+        header.set_size(program.len() as u64);
+        header.set_cksum();
+        builder.append(&header, program.as_slice()).unwrap();
+        let archive = builder.into_inner().unwrap().finish().unwrap();
+        let mut out = Vec::new();
+        unpack(archive.as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, program);
     }
 
     fn pax(key: &str, value: &str) -> Vec<u8> {
@@ -576,7 +875,7 @@ mod tests {
             ("././@LongLink", kind, description),
             ("short", EntryType::Regular, &program),
         ]);
-        unpack(archive.as_slice(), "a", None, &mut Vec::new())
+        unpack(archive.as_slice(), wanted("a"), &mut Vec::new())
     }
 
     #[rstest]
@@ -606,17 +905,20 @@ mod tests {
             matches!(result, Err(Error::UnsafePath { .. })),
             "{result:?}"
         );
-        let result = described(EntryType::GNUSparse, b"");
-        assert!(
-            matches!(result, Err(Error::UnsafePath { .. })),
-            "{result:?}"
-        );
+        // The content of the member would be a map and the parts of the file.
+        let sparse = [
+            pax("path", "containerd-shim-a"),
+            pax("GNU.sparse.major", "1"),
+        ]
+        .concat();
+        let error = described(EntryType::XHeader, &sparse).unwrap_err();
+        assert!(error.to_string().ends_with("is a sparse file"), "{error}");
     }
 
     #[test]
     fn an_archive_beyond_the_size_limit_is_refused() {
         let crowd = vec![("a", EntryType::Directory, b"".as_slice()); MAX_MEMBERS + 1];
-        let result = unpack(archive(&crowd).as_slice(), "a", None, &mut Vec::new());
+        let result = unpack(archive(&crowd).as_slice(), wanted("a"), &mut Vec::new());
         assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
 
         let mut header = Header::new_gnu();
@@ -626,7 +928,7 @@ mod tests {
         let mut claim = GzEncoder::new(Vec::new(), Compression::fast());
         claim.write_all(header.as_bytes()).unwrap();
         let claim = claim.finish().unwrap();
-        let result = unpack(claim.as_slice(), "a", None, &mut Vec::new());
+        let result = unpack(claim.as_slice(), wanted("a"), &mut Vec::new());
         assert!(matches!(result, Err(Error::TooLarge)), "{result:?}");
     }
 
@@ -640,7 +942,7 @@ mod tests {
         cut.write_all(header.as_bytes()).unwrap();
         cut.write_all(&program()).unwrap();
         let cut = cut.finish().unwrap();
-        let result = unpack(cut.as_slice(), "a", None, &mut Vec::new());
+        let result = unpack(cut.as_slice(), wanted("a"), &mut Vec::new());
         assert!(
             matches!(result, Err(Error::Unreadable { .. })),
             "{result:?}"
@@ -659,7 +961,7 @@ mod tests {
     ) {
         let mut whole = archive(&[("containerd-shim-a", EntryType::Regular, &program())]);
         damage(&mut whole);
-        let result = unpack(whole.as_slice(), "a", None, &mut Vec::new());
+        let result = unpack(whole.as_slice(), wanted("a"), &mut Vec::new());
         assert!(
             matches!(result, Err(Error::Unreadable { .. })),
             "{result:?}"
@@ -690,15 +992,15 @@ mod tests {
         let (head, tail) = tar.split_at(700);
         for garbage in [b"garbage".as_slice(), b"\x1f", b"\0\0\0\0", b""] {
             let two = [&gzip(head), &gzip(tail), garbage].concat();
-            unpack(two.as_slice(), "a", None, &mut Vec::new()).unwrap();
-            unpack(OneByOne(&two), "a", None, &mut Vec::new()).unwrap();
+            unpack(two.as_slice(), wanted("a"), &mut Vec::new()).unwrap();
+            unpack(OneByOne(&two), wanted("a"), &mut Vec::new()).unwrap();
         }
     }
 
     #[test]
     fn an_archive_without_the_binary_is_refused_with_its_list_of_members() {
         let archive = archive(&[("README", EntryType::Regular, b"hello")]);
-        let error = unpack(archive.as_slice(), "spin", None, &mut Vec::new()).unwrap_err();
+        let error = unpack(archive.as_slice(), wanted("spin"), &mut Vec::new()).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -707,12 +1009,41 @@ mod tests {
     }
 
     #[rstest]
-    #[case::page(b"<html>")]
-    #[case::script(b"#!/bin/sh\n")]
-    #[case::nothing(b"")]
-    fn an_artifact_of_an_unknown_kind_is_refused(#[case] artifact: &[u8]) {
-        let result = unpack(artifact, "a", None, &mut Vec::new());
-        assert!(matches!(result, Err(Error::Unknown)), "{result:?}");
+    #[case::page(
+        b"<html>",
+        "the artifact is neither a .tar.gz archive nor an ELF program"
+    )]
+    #[case::script(
+        b"#!/bin/sh\n",
+        "the artifact is neither a .tar.gz archive nor an ELF program"
+    )]
+    #[case::nothing(b"", "the artifact is empty")]
+    fn an_artifact_of_an_unknown_kind_is_refused(#[case] artifact: &[u8], #[case] expected: &str) {
+        let error = unpack(artifact, wanted("a"), &mut Vec::new()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_program_for_another_cpu_is_refused_with_both_names() {
+        let other = match std::env::consts::ARCH {
+            "x86_64" => (183, "aarch64"),
+            _ => (62, "x86_64"),
+        };
+        let mut program = program();
+        program[18] = other.0;
+        let error = unpack(program.as_slice(), wanted("a"), &mut Vec::new()).unwrap_err();
+        let own = Cpu::own();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the binary is for the CPU {}, and the host has the CPU {own}",
+                other.1
+            )
+        );
+        // A host of that CPU takes it.
+        let cpu = Cpu::of_program(&program).unwrap();
+        let wanted = Wanted { cpu, ..wanted("a") };
+        unpack(program.as_slice(), wanted, &mut Vec::new()).unwrap();
     }
 
     #[test]
@@ -726,7 +1057,7 @@ mod tests {
             &other_cpu,
             &archive(&[("containerd-shim-a", EntryType::Regular, b"#!/bin/sh\n")]),
         ] {
-            assert!(unpack(artifact, "a", None, &mut Vec::new()).is_err());
+            assert!(unpack(artifact, wanted("a"), &mut Vec::new()).is_err());
         }
     }
 }

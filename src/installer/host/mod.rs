@@ -4,6 +4,7 @@
 //! The kernel resolves every path inside the root (`openat2` with `RESOLVE_IN_ROOT`), so neither an absolute symlink nor `..` on the host
 //! escapes from the root.
 
+pub mod cpu;
 pub mod exec;
 pub mod lock;
 mod mount;

@@ -30,6 +30,7 @@ use crate::installer::containerd::service::{self, RestartEffect, Service, Servic
 use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;
+use crate::installer::host::cpu::Cpu;
 use crate::installer::host::exec;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT, Target};
@@ -40,8 +41,9 @@ use config_path::{ContainerdUnit, known_config, program, recorded_root, root_con
 pub use error::Error;
 use found::{found_runtimes, unit_of_stopped};
 use os::{
-    config_path_problem, detect_distro, directory, directory_owner_problem, orphaned_config,
-    snippets, sources, state_dir_problem, symlinked_directory_problem, version_command,
+    config_path_problem, cpu_of_host, detect_distro, directory, directory_owner_problem,
+    orphaned_config, snippets, sources, state_dir_problem, symlinked_directory_problem,
+    version_command,
 };
 use pending::{Subject, record_loaded, record_present};
 use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
@@ -60,6 +62,8 @@ pub struct HostFacts {
     pub containerd: Containerd,
     /// The path of the containerd program, running or installed.
     pub program: Option<String>,
+    /// The CPU of the host.
+    pub cpu: Cpu,
     /// The release of containerd.
     pub version: Option<Version>,
     /// Why the release of containerd is unknown, if it is.
@@ -352,6 +356,7 @@ pub async fn gather(
             | Containerd::NotOfKubelet { .. }
             | Containerd::Image) => none,
         },
+        cpu: cpu_of_host(host, target, distro, program.as_deref()),
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
         data_directories: DataDirectories::default(),

@@ -1,13 +1,17 @@
 //! Detects the distribution of a host, the paths of its files, and mounts that prevent a change. Reads only; `containerd::daemon` finds the
 //! running containerd.
 
+use std::io::Read as _;
+
 use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
 use crate::installer::containerd::daemon::{Daemon, Running};
 use crate::installer::containerd::process::without_deleted_mark;
+use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Edited, Evidence};
+use crate::installer::host::cpu::{Cpu, ELF_HEADER};
 use crate::installer::host::lock::DIRECTORY as LOCK_DIRECTORY;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::host::path::{file_name, parent_directory};
@@ -286,6 +290,34 @@ pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -
             "copy the file to /etc/containerd/config.toml, and name the copy in a drop-in of containerd's unit",
         )
     })
+}
+
+/// The program that the kernel starts first.
+const INIT: &str = "/sbin/init";
+
+/// The CPU of a host, which is that of this process on a live host. In an image, it is the CPU of its containerd, of the program that its unit
+/// starts, or of its first program. An image without these has the CPU of this process, too.
+pub(crate) fn cpu_of_host(
+    host: &HostRoot,
+    target: Target,
+    distro: &DistroSpec,
+    containerd: Option<&str>,
+) -> Cpu {
+    if target == Target::Live {
+        return Cpu::own();
+    }
+    let of = |path: &str| {
+        let mut head = Vec::new();
+        let file = host.open_file(path).ok()??;
+        file.take(ELF_HEADER as u64).read_to_end(&mut head).ok()?;
+        Cpu::of_program(&head)
+    };
+    let in_unit = || {
+        let service = systemd_unit::service(host, distro.unit).ok()?;
+        of(&service.command.ok()?.program)
+    };
+    let found = containerd.and_then(of).or_else(in_unit);
+    found.or_else(|| of(INIT)).unwrap_or_else(Cpu::own)
 }
 
 /// The program that prints the release of the distribution, and its argument. The program that started containerd takes precedence over an

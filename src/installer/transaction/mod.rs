@@ -21,12 +21,13 @@ use crate::handoff::{API_VERSION, HandlerReport, Problem, Sha256Digest};
 use crate::installer::artifact::error::check_digest;
 use crate::installer::artifact::fetch;
 use crate::installer::artifact::handoff_dir;
-use crate::installer::artifact::unpack;
+use crate::installer::artifact::unpack::{self, Wanted};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::find_daemon;
 use crate::installer::containerd::restart;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::Restart;
+use crate::installer::host::cpu::Cpu;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{HostRoot, Target, text_digest};
 use crate::installer::inspect::HostFacts;
@@ -195,7 +196,7 @@ async fn act(
     for sha256 in &plan.store {
         interrupts.check().await?;
         let path = facts.install_paths.store_path(sha256);
-        store(host, &path, *sha256, sources.get(sha256))?;
+        store(host, &path, *sha256, facts.cpu, sources.get(sha256))?;
     }
     // Before any symlink or declaration: a binary that fails the smoke test gets neither.
     let target = facts.containerd.target();
@@ -362,25 +363,32 @@ fn store(
     host: &HostRoot,
     path: &str,
     sha256: Sha256Digest,
+    cpu: Cpu,
     source: Option<&BinarySource>,
 ) -> Result<(), Error> {
-    copy(host, path, sha256, source).inspect_err(|_| host.discard_new(path))
+    copy(host, path, sha256, cpu, source).inspect_err(|_| host.discard_new(path))
 }
 
 fn copy(
     host: &HostRoot,
     path: &str,
     sha256: Sha256Digest,
+    cpu: Cpu,
     source: Option<&BinarySource>,
 ) -> Result<(), Error> {
     let mut out = host.create_new(path, 0o755)?;
     let digest = match source {
-        Some(BinarySource::HandoffDir(path)) => handoff_dir::copy_binary(path, &mut out)?,
+        Some(BinarySource::HandoffDir(path)) => handoff_dir::copy_binary(path, cpu, &mut out)?,
         Some(BinarySource::Host { path, shim, binary }) => {
             let file = host
                 .open_file(path)?
                 .ok_or_else(|| Error::NoArtifact { path: path.clone() })?;
-            unpack::unpack(file, shim, binary.as_deref(), &mut out).map_err(fetch::Error::from)?
+            let wanted = Wanted {
+                shim,
+                binary: binary.as_deref(),
+                cpu,
+            };
+            unpack::unpack(file, wanted, &mut out).map_err(fetch::Error::from)?
         }
         None => return Err(fetch::Error::Missing.into()),
     };

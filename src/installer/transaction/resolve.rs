@@ -9,7 +9,8 @@ use crate::handoff::{Owner, Problem, ProvisionRequest, Sha256Digest, ShimRequest
 use crate::installer::artifact::error::{check_binary, check_digest};
 use crate::installer::artifact::fetch::{self, FetchOptions};
 use crate::installer::artifact::handoff_dir;
-use crate::installer::artifact::unpack::{self, Hashing};
+use crate::installer::artifact::unpack::{self, Hashing, Wanted};
+use crate::installer::host::cpu::Cpu;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifacts, VerifyCache};
@@ -84,7 +85,11 @@ pub(crate) async fn resolve(
         for shim in &mut missing {
             shim.present = None;
         }
-        fetch::fetch(&missing, made.path(), options.fetch).await?;
+        let options = FetchOptions {
+            cpu: Some(facts.cpu),
+            ..options.fetch
+        };
+        fetch::fetch(&missing, made.path(), options).await?;
         directory = Some(made.path().to_owned());
         downloads = Some(made);
     }
@@ -102,7 +107,8 @@ pub(crate) async fn resolve(
                     // An operator names the file.
                     Owner::Local | Owner::Kwasm | Owner::Rcm => Ok(()),
                 };
-                let artifact = trusted.and_then(|()| artifact(host, shim, path, &known));
+                let artifact =
+                    trusted.and_then(|()| artifact(host, shim, path, facts.cpu, &known));
                 artifact.map(|artifact| {
                     let sha256 = artifact.sha256;
                     artifacts.insert(shim.name.clone(), artifact);
@@ -114,7 +120,7 @@ pub(crate) async fn resolve(
                     (sha256, source)
                 })
             }
-            None => read_binary(shim, directory.as_deref()),
+            None => read_binary(shim, directory.as_deref(), facts.cpu),
         };
         let binary = match found {
             Ok((sha256, source)) => {
@@ -159,6 +165,7 @@ fn artifact(
     host: &HostRoot,
     shim: &ShimRequest,
     path: &str,
+    cpu: Cpu,
     known: &VerifyCache,
 ) -> Result<Artifact, Error> {
     let absent = || Error::NoArtifact {
@@ -179,8 +186,13 @@ fn artifact(
         }
         let mut file = Hashing::new(opened);
         check_digest(path, digest, shim.sha256)?;
-        let sha256 = unpack::unpack(&mut file, &shim.name, binary, &mut io::sink())
-            .map_err(fetch::Error::from)?;
+        let wanted = Wanted {
+            shim: &shim.name,
+            binary,
+            cpu,
+        };
+        let sha256 =
+            unpack::unpack(&mut file, wanted, &mut io::sink()).map_err(fetch::Error::from)?;
         // The file may have been written to in between, so the digest of the unpacked bytes is checked.
         let again = file.finish().map_err(fetch::Error::from)?;
         check_digest(path, again, Some(digest))?;
@@ -198,9 +210,10 @@ fn artifact(
 fn read_binary(
     shim: &ShimRequest,
     directory: Option<&Path>,
+    cpu: Cpu,
 ) -> Result<(Sha256Digest, BinarySource), Error> {
     let directory = directory.ok_or(fetch::Error::Missing)?;
-    let (path, sha256) = handoff_dir::read_binary(shim, directory)?;
+    let (path, sha256) = handoff_dir::read_binary(shim, directory, cpu)?;
     Ok((sha256, BinarySource::HandoffDir(path)))
 }
 
