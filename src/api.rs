@@ -137,7 +137,7 @@ pub struct Platform {
     /// URL of the archive: `https://…`, `http://…`, or `file:///path/on/the/node`. Every account that may read Shims, or Jobs and pods in the
     /// namespace of Farrier, can read a password or signature in it.
     #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = Rule::new("self.matches('(?i)^(https?://|file:///).')")
+    #[x_kube(validation = Rule::new("self.matches('(?i)^(https?://|file://(localhost)?/).')")
         .message("location must be https://…, http://… or file:///path/on/the/node"))]
     pub location: String,
     /// SHA-256 of the archive, 64 hexadecimal digits. An archive with another digest is not unpacked. The privileged container compares

@@ -1,5 +1,9 @@
 //! Locations of artifacts: `https://…`, `http://…` and `file:///path/on/the/node`, and what a message may show of a location. Fetches nothing.
 
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
 use super::printable::printable_up_to;
 
 /// Longest location in a message, in bytes. Those of releases have some 120.
@@ -14,10 +18,15 @@ pub fn has_known_scheme(location: &str) -> bool {
     is_url || path_on_host(location).is_some_and(|path| path.len() > 1)
 }
 
-/// The absolute path in a `file://` location; `None` for any other location.
+/// The absolute path in a `file://` location, whose host is empty or `localhost`, with its percent-encoded bytes decoded (RFC 8089, section 2;
+/// RFC 3986, section 2.1). `None` for any other location, and for a path that is not UTF-8 or contains a NUL, which no path of Linux does.
 #[must_use]
-pub fn path_on_host(location: &str) -> Option<&str> {
-    after_scheme(location, "file").filter(|path| path.starts_with('/'))
+pub fn path_on_host(location: &str) -> Option<Cow<'_, str>> {
+    let rest = after_scheme(location, "file")?;
+    let (host, path) = rest.split_at(rest.find('/')?);
+    let is_own = host.is_empty() || host.eq_ignore_ascii_case("localhost");
+    let path = percent_decode_str(path).decode_utf8().ok()?;
+    (is_own && !path.contains('\0')).then_some(path)
 }
 
 /// The rest of a location with this scheme. A scheme has no case (RFC 3986, 3.1).
@@ -112,6 +121,18 @@ mod tests {
     #[case("FILE:///srv/a", Some("/srv/a"), true)]
     #[case("file:///", Some("/"), false)]
     #[case("file://srv/a", None, false)]
+    #[case("file://localhost/srv/a", Some("/srv/a"), true)]
+    #[case("file://LocalHost/srv/a", Some("/srv/a"), true)]
+    #[case("file://localhost/", Some("/"), false)]
+    #[case("file://localhost", None, false)]
+    #[case("file://localhost.example.org/srv/a", None, false)]
+    #[case("file:///srv/my%20shim", Some("/srv/my shim"), true)]
+    #[case("file:///srv/caf%C3%A9", Some("/srv/café"), true)]
+    #[case("file:///srv/100%", Some("/srv/100%"), true)]
+    #[case("file:///srv/100%25", Some("/srv/100%"), true)]
+    #[case("file:///srv/a?b#c", Some("/srv/a?b#c"), true)]
+    #[case("file:///srv/a%00b", None, false)]
+    #[case("file:///srv/%FF", None, false)]
     #[case("https://", None, false)]
     #[case("https:/example.org", None, false)]
     #[case(" https://example.org", None, false)]
@@ -122,7 +143,7 @@ mod tests {
         #[case] path: Option<&str>,
         #[case] expected: bool,
     ) {
-        assert_eq!(path_on_host(location), path);
+        assert_eq!(path_on_host(location).as_deref(), path);
         assert_eq!(has_known_scheme(location), expected);
     }
 }

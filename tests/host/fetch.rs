@@ -636,6 +636,37 @@ async fn a_link_local_address_is_refused_with_the_option_that_allows_it(
     assert!(remedy.contains("--allow-link-local"), "{remedy}");
 }
 
+#[rstest]
+#[case::of_this_host("file://localhost/srv/a", "/srv/a")]
+#[case::with_a_space("file:///srv/my%20shim", "/srv/my shim")]
+#[tokio::test]
+async fn the_path_of_a_file_url_is_decoded(#[case] location: &str, #[case] path: &str) {
+    let host = Host::new(Some(support::CONFIG));
+    host.write(path, &program(1));
+    let report = host.install(&[shim(location.to_owned())], &[]).await;
+    assert_eq!(report.result, Outcome::Applied, "{report:?}");
+    let expected = Sha256Digest::of(&program(1));
+    assert_eq!(report.handlers[0].sha256, Some(expected));
+}
+
+#[rstest]
+#[case::a_directory("/srv/folder", "a directory")]
+#[case::a_pipe("/srv/pipe", "a FIFO")]
+#[case::nothing_in_it("/srv/empty", "empty")]
+#[tokio::test]
+async fn an_artifact_of_the_host_that_is_no_file_is_refused_by_its_kind(
+    #[case] path: &str,
+    #[case] kind: &str,
+) {
+    let host = Host::new(Some(support::CONFIG));
+    std::fs::create_dir_all(host.path("/srv/folder")).unwrap();
+    nix::unistd::mkfifo(&host.path("/srv/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let report = host.install(&[shim(format!("file://{path}"))], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let expected = format!("artifact {path} on the host is {kind}");
+    assert_eq!(report.handlers[0].reason.as_ref(), Some(&expected));
+}
+
 /// [`program`] for another CPU, and the name of that CPU.
 fn foreign_program(seed: u8) -> (Vec<u8>, &'static str) {
     let (machine, name) = match std::env::consts::ARCH {

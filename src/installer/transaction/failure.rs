@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::containerd_config;
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
-use crate::installer::artifact::fetch;
+use crate::installer::artifact::{fetch, unpack};
 use crate::installer::containerd::{config_files, restart};
 use crate::installer::host::owner::ProgramError;
 use crate::installer::{host, inspect, plan, state};
@@ -52,6 +52,14 @@ pub enum Error {
     NoArtifact {
         /// Absolute path on the host.
         path: String,
+    },
+    /// A location names something on the host that is no artifact.
+    #[error("artifact {path} on the host is {what}")]
+    NoArtifactFile {
+        /// Absolute path on the host.
+        path: String,
+        /// The rest of the sentence, such as `a directory`.
+        what: &'static str,
     },
     /// The request of a cluster names a file of the host without a SHA-256, and another user than root can change this file.
     #[error("failed to trust artifact {path} without a SHA-256: {source}")]
@@ -127,6 +135,7 @@ impl Error {
             Self::NoArtifact { .. } => Cow::Borrowed(
                 "put the artifact at this path on the host (below --host-root, if set), or correct the location of the shim",
             ),
+            Self::NoArtifactFile { .. } => Cow::Borrowed(unpack::CHECK_LOCATION),
             Self::UntrustedArtifact { source, .. } => {
                 let mend = match source {
                     ProgramError::Owner { .. } => source.help(),

@@ -1,7 +1,9 @@
 //! Finds, fetches and verifies the artifacts of a request, as input for the planner.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::failure::Error;
@@ -103,17 +105,17 @@ pub(crate) async fn resolve(
             _ if shim.present.is_some() => Err(not_present(facts, shim)),
             Some(path) => {
                 let trusted = match request.owner {
-                    Owner::Cluster => check_trusted(host, shim, path, target),
+                    Owner::Cluster => check_trusted(host, shim, &path, target),
                     // An operator names the file.
                     Owner::Local | Owner::Kwasm | Owner::Rcm => Ok(()),
                 };
                 let artifact =
-                    trusted.and_then(|()| artifact(host, shim, path, facts.cpu, &known));
+                    trusted.and_then(|()| artifact(host, shim, &path, facts.cpu, &known));
                 artifact.map(|artifact| {
                     let sha256 = artifact.sha256;
                     artifacts.insert(shim.name.clone(), artifact);
                     let source = BinarySource::Host {
-                        path: path.to_owned(),
+                        path: path.into_owned(),
                         shim: shim.name.clone(),
                         binary: shim.binary.clone(),
                     };
@@ -172,6 +174,8 @@ fn artifact(
         path: path.to_owned(),
     };
     let binary = shim.binary.as_deref();
+    let metadata = host.metadata(path)?.ok_or_else(absent)?;
+    check_artifact(path, &metadata)?;
     let source = ArtifactSource::of(host, path, binary).ok_or_else(absent)?;
     let known = known.artifact(&shim.name);
     let artifact = if let Some(known) = known.filter(|known| known.source == source) {
@@ -204,6 +208,29 @@ fn artifact(
     };
     check_binary("the binary", artifact.sha256, shim)?;
     Ok(artifact)
+}
+
+/// Checks that an artifact of this host is a file with a content.
+fn check_artifact(path: &str, metadata: &Metadata) -> Result<(), Error> {
+    let kind = metadata.file_type();
+    let what = if kind.is_file() {
+        if metadata.len() > 0 {
+            return Ok(());
+        }
+        "empty"
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Err(Error::NoArtifactFile {
+        path: path.to_owned(),
+        what,
+    })
 }
 
 /// The digest and the file of a fetched binary, verified.
@@ -298,4 +325,36 @@ fn pinned(facts: &HostFacts, shim: &ShimRequest) -> Option<Sha256Digest> {
         found = Some(sha256);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn an_artifact_is_a_file_with_a_content() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("empty"), "").unwrap();
+        std::fs::write(path("file"), "x").unwrap();
+        nix::unistd::mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
+        let _listener = UnixListener::bind(path("socket")).unwrap();
+        for (path, expected) in [
+            (path("file"), None),
+            (path("empty"), Some("empty")),
+            (path("fifo"), Some("a FIFO")),
+            (path("socket"), Some("a socket")),
+            (path("."), Some("a directory")),
+            (PathBuf::from("/dev/zero"), Some("a device")),
+        ] {
+            let metadata = std::fs::metadata(&path).unwrap();
+            let error = check_artifact("/srv/a", &metadata).err();
+            let expected = expected.map(|what| format!("artifact /srv/a on the host is {what}"));
+            assert_eq!(error.map(|error| error.to_string()), expected, "{path:?}");
+        }
+    }
 }
