@@ -720,3 +720,21 @@ async fn an_image_takes_shims_for_its_own_cpu(
     assert_eq!(report.result, Outcome::Applied, "{report:?}");
     assert_eq!(report.handlers[0].sha256, Some(Sha256Digest::of(&foreign)));
 }
+
+#[tokio::test]
+async fn nothing_is_fetched_for_a_host_that_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let host = Host::stocked();
+    let location = format!("http://{}/a", listener.local_addr().unwrap());
+    // A live host on which no containerd runs.
+    std::fs::create_dir_all(host.path("/proc/sys/kernel/random")).unwrap();
+    let mut options = host.named(&[shim(location)], &[]);
+    options.host.target = farrier::installer::Target::Live;
+    let mode = farrier::installer::Mode::DryRun;
+    let report = farrier::installer::install(&options, mode).await.report;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(reason.contains("containerd"), "{reason}");
+    assert!(listener.accept().is_err(), "a request came");
+}

@@ -17,6 +17,7 @@ use crate::installer::host::owner::ProgramError;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::verify_cache::{Artifact, ArtifactSource, Artifacts, VerifyCache};
 use crate::installer::inspect::{HostFacts, path_of, verified_digest};
+use crate::installer::plan::preconditions::check_host;
 
 /// The file that a binary is copied from.
 #[derive(Debug)]
@@ -80,8 +81,8 @@ pub(crate) async fn resolve(
     let mut downloads = None;
     let mut directory = options.directory.map(Path::to_owned);
     let remote = |shim: &ShimRequest| path_on_host(&shim.location).is_none();
-    // Nothing is downloaded for a host of an unsupported distribution: the plan refuses such a host.
-    if directory.is_none() && facts.distro.unsupported.is_none() && missing.iter().any(remote) {
+    // Nothing is downloaded for a host that the plan refuses, whatever the artifacts are.
+    if directory.is_none() && missing.iter().any(remote) && check_host(facts).is_ok() {
         let made = tempfile::tempdir().map_err(|source| Error::Temporary { source })?;
         // The binaries that the request expects on the host are missing, so they are fetched.
         for shim in &mut missing {
