@@ -22,6 +22,7 @@ use super::error::{
 };
 use super::handoff_dir;
 use super::link_local::{CheckedResolver, LinkLocal, check_url};
+use super::progress::{Download, Progress};
 use super::unpack::{self, Wanted};
 use crate::handoff::{
     FetchResult, Problem, Sha256Digest, ShimRequest, path_on_host, shown_location,
@@ -65,8 +66,11 @@ pub async fn fetch(
     options: FetchOptions<'_>,
 ) -> Result<Vec<FetchResult>, Error> {
     std::fs::create_dir_all(out).map_err(directory_error(out))?;
-    let client = client(options)?;
-    let end = Instant::now() + FETCH_LIMIT;
+    let downloader = Downloader {
+        client: client(options)?,
+        end: Instant::now() + FETCH_LIMIT,
+        progress: Progress::default(),
+    };
     let remote = shims
         .iter()
         .filter(|shim| !shim.keep && path_on_host(&shim.location).is_none());
@@ -75,40 +79,47 @@ pub async fn fetch(
             if shim.present.is_some() {
                 return (shim, None);
             }
-            (
-                shim,
-                Some(fetch_one(&client, options, shim, out, end).await),
-            )
+            (shim, Some(fetch_one(&downloader, options, shim, out).await))
         })
         .buffered(MAX_CONCURRENT);
-    let mut results = Vec::new();
-    while let Some((shim, fetched)) = fetched.next().await {
-        let present = fetched.is_none();
-        let (binary_sha256, error) = match fetched.transpose() {
-            Ok(sha256) => (sha256, None),
-            Err(error) => (None, Some(error)),
-        };
-        let problem = error.map(|error| Problem::new(&error, error.help()).printable());
-        let result = FetchResult {
-            shim: shim.name.clone(),
-            binary_sha256,
-            reason: problem.as_ref().map(|problem| problem.message.clone()),
-            remedy: problem.and_then(|problem| problem.help),
-            present,
-        };
-        handoff_dir::write_result(&result, out)?;
-        results.push(result);
-    }
-    Ok(results)
+    let collected = async {
+        let mut results = Vec::new();
+        while let Some((shim, fetched)) = fetched.next().await {
+            let present = fetched.is_none();
+            let (binary_sha256, error) = match fetched.transpose() {
+                Ok(sha256) => (sha256, None),
+                Err(error) => (None, Some(error)),
+            };
+            let problem = error.map(|error| Problem::new(&error, error.help()).printable());
+            let result = FetchResult {
+                shim: shim.name.clone(),
+                binary_sha256,
+                reason: problem.as_ref().map(|problem| problem.message.clone()),
+                remedy: problem.and_then(|problem| problem.help),
+                present,
+            };
+            handoff_dir::write_result(&result, out)?;
+            results.push(result);
+        }
+        Ok(results)
+    };
+    downloader.progress.tell_during(collected).await
 }
 
-/// Fetches one artifact. The download ends at `end` at the latest; verifying and unpacking are bounded by the size of the artifact.
+/// What the downloads of a fetch share.
+struct Downloader {
+    client: Client,
+    /// The end of the last download.
+    end: Instant,
+    progress: Progress,
+}
+
+/// Fetches one artifact. The time of the download is limited; verifying and unpacking are bounded by the size of the artifact.
 async fn fetch_one(
-    client: &Client,
+    downloader: &Downloader,
     options: FetchOptions<'_>,
     shim: &ShimRequest,
     out: &Path,
-    end: Instant,
 ) -> Result<Sha256Digest, Error> {
     // A URL is parsed but never decoded: `%2F` in a release's tag is sent to the server unchanged.
     let url = Url::parse(&shim.location)
@@ -133,8 +144,8 @@ async fn fetch_one(
     }
     let path = handoff_dir::artifact_path(shim, out);
     let binary = out.join(format!("{}.bin", shim.name));
-    let downloaded =
-        tokio::time::timeout_at(end, download(client, &shim.name, &url, &path, end)).await;
+    let download = downloader.download(&shim.name, &url, &path);
+    let downloaded = tokio::time::timeout_at(downloader.end, download).await;
     let too_slow = |_| Error::TooSlow {
         location: shown_location(&shim.location),
     };
@@ -235,27 +246,29 @@ impl io::Read for UnlessAbandoned {
     }
 }
 
-/// Downloads with up to three attempts; an error that would occur again ends the attempts. Each attempt starts at the first URL, as the
-/// target of a redirect may have expired.
-async fn download(
-    client: &Client,
-    shim: &str,
-    url: &Url,
-    path: &Path,
-    end: Instant,
-) -> Result<(File, Sha256Digest), Error> {
-    let mut waits = RETRY_WAITS.iter();
-    loop {
-        let error = match download_once(client, url, path).await {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        let remaining = end.saturating_duration_since(Instant::now());
-        let Some(wait) = retry_wait(&error, waits.next().copied(), remaining) else {
-            return Err(error);
-        };
-        warn!(shim, %error, ?wait, "failed to download the artifact: retrying");
-        tokio::time::sleep(wait).await;
+impl Downloader {
+    /// Downloads with up to three attempts; an error that would occur again ends the attempts. Each attempt starts at the first URL, as the
+    /// target of a redirect may have expired.
+    async fn download(
+        &self,
+        shim: &str,
+        url: &Url,
+        path: &Path,
+    ) -> Result<(File, Sha256Digest), Error> {
+        let running = self.progress.begin(shim);
+        let mut waits = RETRY_WAITS.iter();
+        loop {
+            let error = match download_once(&self.client, url, path, &running).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let remaining = self.end.saturating_duration_since(Instant::now());
+            let Some(wait) = retry_wait(&error, waits.next().copied(), remaining) else {
+                return Err(error);
+            };
+            warn!(shim, %error, ?wait, "failed to download the artifact: retrying");
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 
@@ -296,6 +309,7 @@ async fn download_once(
     client: &Client,
     url: &Url,
     path: &Path,
+    running: &Download<'_>,
 ) -> Result<(File, Sha256Digest), Error> {
     let transport = |error: reqwest::Error| match LinkLocal::find(&error) {
         Some(refused) => Error::LinkLocal {
@@ -325,10 +339,12 @@ async fn download_once(
         .truncate(true)
         .open(path)
         .map_err(directory_error(path))?;
+    running.begin_attempt(response.content_length());
     let mut written = (file, Sha256::new());
     let mut received = 0;
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         received += chunk.len() as u64;
+        running.add(chunk.len() as u64);
         if received > MAX_ARTIFACT {
             return Err(Error::TooLarge {
                 url: shown_location(url.as_str()),

@@ -4,4 +4,5 @@ pub mod error;
 pub mod fetch;
 pub mod handoff_dir;
 mod link_local;
+mod progress;
 pub mod unpack;
