@@ -11,20 +11,17 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
-use farrier::handoff::{OnRestart, ProvisionReport};
+use farrier::handoff::OnRestart;
 use farrier::installer::containerd::patience::Deadline;
 use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
-    self, FetchOptions, HostOptions, InstallOptions, Mode, RequestSource, RunResult, Target,
+    self, FetchOptions, HostOptions, InstallOptions, Mode, RequestSource, RunResult, Target, USAGE,
     UninstallOptions,
 };
 use farrier::telemetry;
 use tracing::{error, info, warn};
-
-/// Exit status of a wrong use of the command line, as clap's own.
-const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
@@ -284,14 +281,14 @@ async fn run_install(install: cli::Install) -> ExitCode {
         allow_link_local: trust.allow_link_local,
         interrupts,
     };
-    let RunResult { report, text } = installer::install(&options, mode).await;
+    let result = installer::install(&options, mode).await;
     if mode == Mode::Change
         && let Some(path) = termination_message
-        && let Err(error) = write_message(&path, &report.to_termination_message())
+        && let Err(error) = write_message(&path, &result.report.to_termination_message())
     {
         error!("failed to write the report to {}: {error}", path.display());
     }
-    print_report(&report, &text, change.output)
+    print_result(&result, change.output)
 }
 
 async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
@@ -305,8 +302,8 @@ async fn run_uninstall(uninstall: cli::Uninstall) -> ExitCode {
         shims: (!all).then(|| shim.into_iter().collect()),
         interrupts,
     };
-    let RunResult { report, text } = installer::uninstall(&options, mode).await;
-    print_report(&report, &text, change.output)
+    let result = installer::uninstall(&options, mode).await;
+    print_result(&result, change.output)
 }
 
 async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
@@ -349,7 +346,14 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error) => fail_with_help(&error, error.help().as_deref()),
+        Err(error) => {
+            let status = fail_with_help(&error, error.help().as_deref());
+            if error.is_usage() {
+                ExitCode::from(USAGE)
+            } else {
+                status
+            }
+        }
     }
 }
 
@@ -393,13 +397,13 @@ async fn run_doctor(doctor: cli::Doctor) -> ExitCode {
     }
 }
 
-fn print_report(report: &ProvisionReport, text: &str, output: Output) -> ExitCode {
+fn print_result(result: &RunResult, output: Output) -> ExitCode {
     // The exit status is that of the change, also if standard output is closed. `print` logs such an error.
     let _ = match output {
-        Output::Text => print(text),
-        Output::Json => print_line(&report.to_json()),
+        Output::Text => print(&result.text),
+        Output::Json => print_line(&result.report.to_json()),
     };
-    ExitCode::from(report.result.exit_status())
+    ExitCode::from(result.exit_status())
 }
 
 /// Writes the termination message. The kubelet creates the file before the container starts. The file may be a bind mount, so it is

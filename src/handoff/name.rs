@@ -45,11 +45,42 @@ pub fn is_label_name(name: &str) -> bool {
         && ends.iter().flatten().all(u8::is_ascii_alphanumeric)
 }
 
+/// Whether a RuntimeClass can name the handler `name`: a DNS label (Kubernetes, API reference of RuntimeClass, `handler`; RFC 1123). That is
+/// lower-case letters, digits and `-`, at most 63, with a letter or digit at both ends.
+///
+/// ```
+/// use farrier::handoff::is_runtime_class_handler;
+///
+/// assert!(is_runtime_class_handler("spin-v2"));
+/// assert!(!is_runtime_class_handler("spin.v2"));
+/// ```
+#[must_use]
+pub fn is_runtime_class_handler(name: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    is_label_name(name) && name.bytes().all(is_part)
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::plain("spin-v2", true)]
+    #[case::digits("2", true)]
+    #[case::longest(&"a".repeat(63), true)]
+    #[case::too_long(&"a".repeat(64), false)]
+    #[case::upper_case("A", false)]
+    #[case::dot("x.y", false)]
+    #[case::underscore("x_y", false)]
+    #[case::hyphen_first("-x", false)]
+    #[case::hyphen_last("x-", false)]
+    #[case::empty("", false)]
+    #[case::other_script("ä", false)]
+    fn a_handler_of_a_runtime_class_is_a_dns_label(#[case] name: &str, #[case] expected: bool) {
+        assert_eq!(is_runtime_class_handler(name), expected);
+    }
 
     #[rstest]
     #[case::plain("a", true, true)]

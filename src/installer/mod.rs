@@ -86,6 +86,12 @@ impl Error {
             Self::Transaction(error) => error.help(),
         }
     }
+
+    /// Whether the options are wrong on every host.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Options(error) if error.is_usage())
+    }
 }
 
 /// Fetches the artifacts of a request into `out`, for a later [`install`]. Touches no host.
@@ -108,6 +114,23 @@ pub struct RunResult {
     pub report: ProvisionReport,
     /// The same for people: the report, or the plan of a dry run with the same diffs.
     pub text: String,
+    /// The request or another option is wrong on every host.
+    is_usage_error: bool,
+}
+
+/// Exit status of a wrong use of the command line, as clap's own.
+pub const USAGE: u8 = 2;
+
+impl RunResult {
+    /// The exit status of the command.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        if self.is_usage_error {
+            USAGE
+        } else {
+            self.report.result.exit_status()
+        }
+    }
 }
 
 /// Installs the requested shims on the host. Every outcome, also a failure, is in the report.
@@ -115,7 +138,7 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = ProvisionReport::new(Outcome::Refused);
     let request = match options.source.read() {
         Ok(request) => request,
-        Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
+        Err(error) => return unusable(report, &error),
     };
     report.request_digest = Some(request.digest());
     report.node_uid.clone_from(&request.node_uid);
@@ -226,7 +249,7 @@ async fn run(
 ) -> RunResult {
     let host = match Host::open(options) {
         Ok(host) => host,
-        Err(error) => return result(refused(report, Problem::new(&error, error.help())), None),
+        Err(error) => return unusable(report, &error),
     };
     let begun = match mode {
         // On the heap, as below: every caller would contain these large futures.
@@ -385,10 +408,12 @@ async fn plan_and_act(
     };
     match mode {
         Mode::Change => {
-            if facts.obstacle.is_none() {
+            add_plan_result(report, facts, &plan);
+            // A refusal, and a removal that finds nothing to remove, leave all files as they are.
+            let is_fulfilled = goal.digest.is_some() && report.result != Outcome::Refused;
+            if facts.obstacle.is_none() && (report.changed || is_fulfilled) {
                 record_verified(root, facts, &plan, resolved.artifacts);
             }
-            add_plan_result(report, facts, &plan);
             Ok(None)
         }
         Mode::DryRun => {
@@ -415,7 +440,19 @@ async fn plan_and_act(
 fn result(report: ProvisionReport, text: Option<String>) -> RunResult {
     let report = sanitize(report);
     let text = text.unwrap_or_else(|| text::report_text(&report));
-    RunResult { report, text }
+    RunResult {
+        report,
+        text,
+        is_usage_error: false,
+    }
+}
+
+/// The result of a run whose options can't be used.
+fn unusable(report: ProvisionReport, error: &options::Error) -> RunResult {
+    RunResult {
+        is_usage_error: error.is_usage(),
+        ..result(refused(report, Problem::new(error, error.help())), None)
+    }
 }
 
 /// Writes the verification cache. Best effort: without the cache, the next run hashes all binaries again.

@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
+use reqwest::Url;
+
+use crate::containerd_config::is_usable_name;
 use crate::handoff::{
     self, OnRestart, Owner, Problem, ProvisionRequest, RestartPolicy, Sha256Digest, ShimRequest,
+    has_known_scheme, is_runtime_class_handler, path_on_host, shown_location,
 };
 use crate::installer::host::{self, HostRoot, Target};
 use crate::installer::inspect::{self, HostFacts, gather};
@@ -28,6 +32,28 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// No RuntimeClass could name a requested handler.
+    #[error("invalid name {0:?} of a handler: no RuntimeClass can name it")]
+    Handler(String),
+    /// A requested handler is containerd's own.
+    #[error("invalid name {0:?} of a handler: it is reserved for containerd")]
+    ReservedHandler(String),
+    /// A key of an option can't be written to containerd's configuration.
+    #[error("invalid name {key:?} of an option of shim {shim}: it is reserved or not printable")]
+    OptionName {
+        /// The shim.
+        shim: String,
+        /// The key.
+        key: String,
+    },
+    /// Nothing can be fetched from the location of a shim.
+    #[error("invalid location {location:?} of shim {shim}: Farrier can't fetch it")]
+    Location {
+        /// The shim.
+        shim: String,
+        /// The location without secrets.
+        location: String,
+    },
     /// The path of the configuration file is not absolute or not UTF-8.
     #[error("invalid path of containerd's configuration file: {}", .0.display())]
     ConfigPath(PathBuf),
@@ -45,9 +71,31 @@ impl Error {
             Self::RequestFile { .. } => {
                 Cow::Borrowed("check the path and the permissions of the file")
             }
+            Self::Handler(_) => Cow::Borrowed(
+                "use lower-case letters, digits and '-', at most 63, with a letter or digit at both ends",
+            ),
+            Self::ReservedHandler(_) | Self::OptionName { .. } => Cow::Borrowed("use another name"),
+            Self::Location { .. } => {
+                Cow::Borrowed("use an https://, http:// or file:///path/on/the/node URL")
+            }
             Self::ConfigPath(_) => Cow::Borrowed("use an absolute path"),
             Self::Host(error) => return error.help(),
         })
+    }
+
+    /// Whether the options are wrong on every host. Then the exit status is that of a wrong use of the command line.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Request(_)
+            | Self::RequestFile { .. }
+            | Self::Handler(_)
+            | Self::ReservedHandler(_)
+            | Self::OptionName { .. }
+            | Self::Location { .. }
+            | Self::ConfigPath(_) => true,
+            Self::Host(_) => false,
+        }
     }
 }
 
@@ -210,6 +258,16 @@ impl RequestSource {
     /// # Errors
     /// When the file can't be read or the request is invalid.
     pub fn read(&self) -> Result<ProvisionRequest, Error> {
+        let request = self.parse()?;
+        match request.owner {
+            // A fault of one Shim must not stop the others, so the plan refuses that Shim alone.
+            Owner::Cluster => {}
+            Owner::Local | Owner::Kwasm | Owner::Rcm => check_shims(&request)?,
+        }
+        Ok(request)
+    }
+
+    fn parse(&self) -> Result<ProvisionRequest, Error> {
         match self {
             Self::File(path) => {
                 let unreadable = |source| Error::RequestFile {
@@ -240,6 +298,38 @@ impl RequestSource {
     }
 }
 
+/// Checks what an operator requests: everything that is wrong on every host is known before the first act on this one.
+fn check_shims(request: &ProvisionRequest) -> Result<(), Error> {
+    for shim in request.shims.iter().filter(|shim| !shim.keep) {
+        shim.handlers.iter().try_for_each(check_handler)?;
+        if let Some(key) = shim.options.keys().find(|key| !is_usable_name(key)) {
+            return Err(Error::OptionName {
+                shim: shim.name.clone(),
+                key: key.clone(),
+            });
+        }
+        let location = &shim.location;
+        let is_url = || path_on_host(location).is_some() || Url::parse(location).is_ok();
+        if !has_known_scheme(location) || !is_url() {
+            return Err(Error::Location {
+                shim: shim.name.clone(),
+                location: shown_location(location),
+            });
+        }
+    }
+    request.reserve.iter().try_for_each(check_handler)
+}
+
+fn check_handler(name: &String) -> Result<(), Error> {
+    if !is_runtime_class_handler(name) {
+        return Err(Error::Handler(name.clone()));
+    }
+    if !is_usable_name(name) {
+        return Err(Error::ReservedHandler(name.clone()));
+    }
+    Ok(())
+}
+
 /// The value of `--config`, as a path on the host.
 ///
 /// # Errors
@@ -251,4 +341,81 @@ fn config_path(config: Option<&Path>) -> Result<Option<&str>, Error> {
     let text = path.to_str().filter(|text| text.starts_with('/'));
     text.map(Some)
         .ok_or_else(|| Error::ConfigPath(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn shim(handler: &str, location: &str) -> ShimRequest {
+        ShimRequest {
+            keep: false,
+            handlers: vec![handler.to_owned()],
+            location: location.to_owned(),
+            ..ShimRequest::kept("a")
+        }
+    }
+
+    fn read(shims: Vec<ShimRequest>, reserve: &[&str]) -> Result<ProvisionRequest, Error> {
+        let reserve = reserve.iter().map(ToString::to_string).collect();
+        RequestSource::CommandLine { shims, reserve }.read()
+    }
+
+    /// The refusal of one shim of the command line.
+    fn refusal(shim: ShimRequest) -> String {
+        let error = read(vec![shim], &[]).unwrap_err();
+        assert!(error.is_usage() && error.help().is_some(), "{error}");
+        error.to_string()
+    }
+
+    #[rstest]
+    #[case::upper_case("A", "no RuntimeClass can name it")]
+    #[case::dot("x.y", "no RuntimeClass can name it")]
+    #[case::hyphen_first("-x", "no RuntimeClass can name it")]
+    #[case::too_long(&"a".repeat(64), "no RuntimeClass can name it")]
+    #[case::reserved("runc", "it is reserved for containerd")]
+    fn a_handler_that_could_never_serve_a_pod_is_a_usage_error(
+        #[case] name: &str,
+        #[case] cause: &str,
+    ) {
+        let message = format!("invalid name {name:?} of a handler: {cause}");
+        assert_eq!(refusal(shim(name, "file:///srv/a")), message);
+        let mut aliased = shim("a", "file:///srv/a");
+        aliased.handlers.push(name.to_owned());
+        assert_eq!(refusal(aliased), message);
+        let reserved = read(vec![shim("a", "file:///srv/a")], &[name]).unwrap_err();
+        assert_eq!(reserved.to_string(), message);
+    }
+
+    #[rstest]
+    #[case::ftp("ftp://u:p4ss@example.org/a", "ftp://example.org/a")]
+    #[case::of_no_scheme("/srv/a", "/srv/a")]
+    #[case::a_relative_file("file://srv/a", "file://srv/a")]
+    #[case::no_host("https://", "https://")]
+    #[case::no_url("https://[::1/a", "https://…")]
+    fn a_location_that_can_never_be_fetched_is_a_usage_error(
+        #[case] location: &str,
+        #[case] shown: &str,
+    ) {
+        let message = format!("invalid location {shown:?} of shim a: Farrier can't fetch it");
+        assert_eq!(refusal(shim("a", location)), message);
+    }
+
+    #[test]
+    fn a_name_given_twice_and_an_unusable_option_are_usage_errors() {
+        let one = || shim("a", "file:///srv/a");
+        let twice = read(vec![one(), one()], &[]).unwrap_err();
+        assert!(twice.is_usage(), "{twice}");
+        let mut other = one();
+        other.name = "b".to_owned();
+        let shared = read(vec![one(), other], &[]).unwrap_err();
+        assert_eq!(shared.to_string(), "\"a\" is requested twice");
+        let mut odd = one();
+        let value = handoff::OptionValue::Boolean(true);
+        odd.options.insert("a\nb".to_owned(), value);
+        assert!(refusal(odd).contains("of an option of shim a"));
+        read(vec![one()], &["a", "b"]).unwrap();
+    }
 }

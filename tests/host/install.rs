@@ -246,7 +246,7 @@ async fn a_reserved_handler_is_installed_and_removed_without_a_change_of_the_con
 async fn a_foreign_handler_is_refused_for_its_shim_alone() {
     let host = Host::stocked();
     host.write("/srv/kata", &program(3));
-    let report = host.install(&[shim("a"), shim("kata")], &["runc"]).await;
+    let report = host.install(&[shim("a"), shim("kata")], &[]).await;
     assert_eq!(report.result, Outcome::Partial, "{report:?}");
     assert!(report.reason.unwrap().contains("handler kata is declared"));
     assert!(host.config().starts_with(CONFIG));
@@ -328,6 +328,37 @@ async fn an_unavailable_shim_changes_nothing(#[case] name: &str, #[case] reason:
     let report = host.install(&[shim(name)], &["later"]).await;
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
     assert!(report.reason.unwrap().contains(reason));
+    assert_eq!(host.tree(true), before);
+}
+
+#[rstest]
+#[case::a_reserved_name(&["--shim=runc=file:///srv/b"], 2)]
+#[case::no_runtime_class(&["--shim=b=file:///srv/b,handler=B"], 2)]
+#[case::a_short_digest(&["--shim=b=file:///srv/b,sha256=abcd"], 2)]
+#[case::a_name_twice(&["--shim=b=file:///srv/b", "--shim=b=file:///srv/b"], 2)]
+#[case::a_handler_twice(&["--shim=b=file:///srv/b", "--shim=c=file:///srv/b,handler=b"], 2)]
+#[case::ftp(&["--shim=b=ftp://example.org/b"], 2)]
+#[case::an_unknown_scheme(&["--shim=b=file:///srv/b", "--shim=c=gopher://example.org/b"], 2)]
+#[case::a_reserved_name_to_reserve(&["--shim=b=file:///srv/b", "--reserve=runc"], 2)]
+#[case::a_relative_config(&["--shim=b=file:///srv/b", "--config=config.toml"], 2)]
+#[case::no_request(&["--request=/nowhere"], 2)]
+#[case::an_absent_file(&["--shim=b=file:///srv/absent", "--reserve=c"], 3)]
+#[case::a_foreign_handler(&["--shim=kata=file:///srv/b"], 3)]
+#[tokio::test]
+async fn a_request_of_which_nothing_can_be_had_removes_nothing(
+    #[case] words: &[&str],
+    #[case] status: i32,
+) {
+    let host = Host::stocked();
+    host.install(&[shim("a")], &[]).await;
+    let before = host.tree(true);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+        .args(["install", "--offline", "--host-root"])
+        .arg(host.root())
+        .args(words)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
     assert_eq!(host.tree(true), before);
 }
 

@@ -47,9 +47,12 @@ pub(crate) fn handler_set(
         },
     };
     builder.add_requested();
-    builder.remove_unrequested();
+    let has_any = builder.has_any_requested();
+    if has_any {
+        builder.remove_unrequested();
+    }
     builder.keep_draining();
-    builder.reserve();
+    builder.reserve(if has_any { &goal.reserve } else { &[] });
     let mut set = builder.set;
     // Reserved handlers leave with the last installed one.
     if set.next.values().all(OwnedHandler::is_reserved) {
@@ -116,6 +119,15 @@ impl Builder<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a shim of the request can be had, or the request is to remove shims only. A command whose shims all fail is probably mistyped,
+    /// so it removes nothing. In a cluster, a Shim that can't be had must not keep another on its nodes.
+    fn has_any_requested(&self) -> bool {
+        let mut reports = self.set.reports.iter();
+        self.goal.owner == Owner::Cluster
+            || self.goal.shims.is_empty()
+            || reports.any(|report| report.reason.is_none())
     }
 
     /// Keeps a shim as the state file describes it: the request has only its name.
@@ -293,11 +305,11 @@ impl Builder<'_> {
         }
     }
 
-    fn reserve(&mut self) {
+    fn reserve(&mut self, names: &[String]) {
         let taken = &self.config.taken;
         let next = &mut self.set.next;
         next.retain(|name, owned| !(owned.is_reserved() && taken.contains(name)));
-        for name in &self.goal.reserve {
+        for name in names {
             let is_free = !self.set.next.contains_key(name)
                 && !self.set.legacy.contains_key(name)
                 && !self.config.is_foreign(name)
