@@ -308,6 +308,9 @@ pub struct Install {
     /// Keep the shims that the command line installed before.
     #[arg(long)]
     pub keep_others: bool,
+    /// Install also over shims of the cluster that this node belongs to. The cluster installs its own again later.
+    #[arg(long)]
+    pub take_over: bool,
     /// Whom downloads trust.
     #[command(flatten)]
     pub trust: Trust,

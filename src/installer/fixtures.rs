@@ -264,6 +264,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         reserve: Vec::new(),
         reserve_options: BTreeMap::new(),
         scope: Scope::Owner,
+        take_over: false,
         binaries: BTreeMap::new(),
         waiting: BTreeSet::new(),
         digest: Some(Sha256Digest::of(b"request")),
@@ -331,6 +332,14 @@ impl GoalBuilder {
         let handlers = handlers.map(|(handler, policy)| ((*handler).to_owned(), *policy));
         let handlers = handlers.collect();
         self.with(|goal| goal.restart_policy = RestartPolicy { default, handlers })
+    }
+
+    pub fn owner(self, owner: Owner) -> Self {
+        self.with(|goal| goal.owner = owner)
+    }
+
+    pub fn take_over(self) -> Self {
+        self.with(|goal| goal.take_over = true)
     }
 
     pub fn accept_pending_changes(self) -> Self {

@@ -147,6 +147,8 @@ pub struct InstallOptions {
     pub artifacts: Option<PathBuf>,
     /// Keep the other shims of the same owner.
     pub keep_others: bool,
+    /// Also change handlers that belong to the cluster, where the command line requests them.
+    pub take_over: bool,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
     /// Download also from link-local addresses and from metadata services of clouds.
@@ -220,6 +222,7 @@ impl InstallOptions {
             } else {
                 Scope::Owner
             },
+            take_over: self.take_over,
             binaries,
             waiting: BTreeSet::new(),
             digest: Some(request.digest()),
@@ -242,6 +245,7 @@ impl UninstallOptions {
                 Some(shims) => Scope::Shims(shims.clone()),
                 None => Scope::Everything,
             },
+            take_over: false,
             binaries: BTreeMap::new(),
             waiting: BTreeSet::new(),
             digest: None,

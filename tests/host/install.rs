@@ -436,6 +436,15 @@ async fn one_owner_does_not_change_the_handlers_of_another() {
     assert_eq!(report.node_uid, "uid");
     let report = host.uninstall(Some(&["b"])).await;
     assert!(report.reason.unwrap().contains("belongs to cluster"));
+    let before = host.tree(true);
+    let report = host.install(&[shim("b")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert_eq!(reason, "handler b belongs to a Shim of the cluster: b");
+    assert_eq!(host.tree(true), before);
+    let diagnosis = installer::doctor(&host.host_options()).await;
+    let note = &diagnosis.notes[0];
+    assert!(note.starts_with("this node belongs to a cluster"), "{note}");
     host.provision(&[], handoff.path()).await;
     assert!(host.path("/opt/farrier/bin/containerd-shim-a").exists());
     assert!(!host.path("/opt/farrier/bin/containerd-shim-b").exists());

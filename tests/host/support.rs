@@ -138,6 +138,7 @@ impl Host {
             source,
             artifacts: None,
             keep_others: false,
+            take_over: false,
             ca_file: None,
             allow_link_local: false,
             interrupts: Interrupts::default(),

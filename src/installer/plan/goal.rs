@@ -20,6 +20,8 @@ pub struct Goal {
     pub reserve_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
     /// Which other managed handlers leave the host.
     pub scope: Scope,
+    /// Handlers of the cluster change their owner where the command line requests them.
+    pub take_over: bool,
     /// SHA-256 of each shim's binary, or the reason that the binary is missing, by the name of the shim.
     pub binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// The shims that stay as they are, because the restart that they need would end pods.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::config_edit::{CurrentConfig, found_problem, passes_options};
 use super::goal::{Goal, Scope};
 use super::in_use::Users;
+use super::preconditions::note_on_cluster;
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
@@ -420,6 +421,16 @@ pub(crate) fn notes(
             "handler {name} is taken over from {from}: its owner is now {to}, which also removes it"
         ))
     });
+    let from_cluster = next.iter().filter(|(name, owned)| {
+        let before = facts.state.handlers.get(*name);
+        owned.owner != Owner::Cluster
+            && before.is_some_and(|it| it.owner == Owner::Cluster && !it.is_reserved())
+    });
+    let from_cluster = from_cluster.map(|(name, owned)| {
+        let owner = owner_name(owned.owner);
+        format!("handler {name} is taken over from the cluster: its owner is now {owner}")
+    });
+    let of_cluster = note_on_cluster(facts).filter(|_| goal.owner != Owner::Cluster);
     let reserved = set.leaving.iter().filter(|name| next.contains_key(*name));
     let reserved = reserved.map(|name| {
         format!(
@@ -428,6 +439,8 @@ pub(crate) fn notes(
     });
     without
         .chain(taken_over)
+        .chain(from_cluster)
+        .chain(of_cluster)
         .chain(reserved)
         .chain(unknown_shims(goal, |shim| {
             let known = set.before.values().chain(set.legacy.values());

@@ -29,7 +29,7 @@ use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use in_use::{Dependents, note_on_orphans};
-use preconditions::{check_host, check_restart, is_bare, notes_on_ending};
+use preconditions::{check_host, check_owner, check_restart, is_bare, notes_on_ending};
 use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
@@ -48,6 +48,7 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
             ..HostPlan::default()
         });
     }
+    check_owner(facts, goal)?;
     check_host(facts)?;
     let current = CurrentConfig::find(facts)?;
     let plan = match assemble(&current, facts, goal, handler_set(facts, goal, &current)) {

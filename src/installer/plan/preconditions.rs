@@ -1,9 +1,11 @@
 //! Checks whether a host may be changed, and whether its containerd may be restarted. Pure.
 
+use std::collections::BTreeSet;
+
 use super::config_source::is_unloadable;
 use super::goal::Goal;
 use super::types::{Error, ends_at_restart};
-use crate::handoff::{EndingPod, OnRestart, Problem, RestartPolicy};
+use crate::handoff::{EndingPod, OnRestart, Owner, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::RestartEffect;
@@ -47,6 +49,48 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         ))),
         (Containerd::Live(_), Err(problem)) => Err(Error::NotServing(problem.clone())),
     }
+}
+
+/// Checks that the command line requests no handler of the cluster, unless the goal allows to take it over. Otherwise the cluster would still
+/// show the binary of its Shim, and a later command would remove the handler from under the cluster's pods.
+///
+/// # Errors
+/// The first such handler.
+pub(crate) fn check_owner(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
+    if goal.owner == Owner::Cluster || goal.take_over {
+        return Ok(());
+    }
+    let mut requested = goal.shims.iter().flat_map(|shim| &shim.handlers);
+    let of_cluster = requested.find_map(|handler| {
+        let owned = facts.state.handlers.get(handler)?;
+        let is_installed = owned.owner == Owner::Cluster && !owned.is_reserved();
+        is_installed.then(|| {
+            Problem::with_help(
+                format!(
+                    "handler {handler} belongs to a Shim of the cluster: {}",
+                    owned.shim
+                ),
+                "change that Shim with kubectl, use another handler name, or take the handler over with --take-over",
+            )
+        })
+    });
+    of_cluster.map_or(Ok(()), |problem| Err(Error::Obstacle(problem)))
+}
+
+/// A note on the Shims that a cluster has on this host; `None` without any.
+pub(crate) fn note_on_cluster(facts: &HostFacts) -> Option<String> {
+    let (handlers, draining) = (&facts.state.handlers, &facts.state.draining);
+    let installed = handlers.iter().chain(draining);
+    let installed =
+        installed.filter(|(_, owned)| owned.owner == Owner::Cluster && !owned.is_reserved());
+    let names: BTreeSet<&str> = installed.map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "this node belongs to a cluster, whose Shims have these handlers: {}; change them with kubectl, because the controller installs them again",
+            names.join(", ")
+        )
+    })
 }
 
 /// Whether the files of this host show neither handlers of Farrier nor legacy handlers.

@@ -775,3 +775,33 @@ fn a_handler_that_drains_is_not_served_while_its_shim_waits_for_pods() {
     let of_a: Vec<_> = of_a.map(|it| (it.served, it.waits_for_pods)).collect();
     assert_eq!(of_a, [(false, true), (false, false)]);
 }
+
+#[test]
+fn the_command_line_changes_a_handler_of_the_cluster_only_on_request() {
+    // The fixture installs as the cluster does.
+    let facts = host().installed(&["a"]).build();
+    let local = || goal(&["a"]).owner(Owner::Local).binary("a", OTHER_DIGEST);
+    let refused = decide(&facts, &local().build()).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "handler a belongs to a Shim of the cluster: a"
+    );
+    assert!(refused.help().unwrap().contains("--take-over"));
+
+    let plan = decide(&facts, &local().take_over().build()).unwrap();
+    assert_eq!(written(&plan).handlers["a"].owner, Owner::Local);
+    let taken_over = "handler a is taken over from the cluster: its owner is now local";
+    assert_eq!(plan.notes[0], taken_over);
+    let of_cluster = "this node belongs to a cluster, whose Shims have these handlers: a;";
+    assert!(plan.notes[1].starts_with(of_cluster), "{plan:?}");
+
+    let other = goal(&["b"]).owner(Owner::Local).build();
+    let plan = decide(&facts, &other).unwrap();
+    assert_eq!(written(&plan).handlers["a"], facts.state.handlers["a"]);
+    let removal = goal(&[]).owner(Owner::Local).scope(Scope::Everything);
+    let plan = decide(&facts, &removal.build()).unwrap();
+    assert!(plan.notes[0].starts_with(of_cluster), "{plan:?}");
+    // A handler that is only reserved has no binary of the cluster.
+    let reserving = decide(&host().build(), &goal(&["b"]).reserve(&["a"]).build()).unwrap();
+    decide(&after(host().build(), reserving), &local().build()).unwrap();
+}

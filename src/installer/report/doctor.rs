@@ -16,7 +16,9 @@ use crate::installer::plan::config_edit::{
 };
 use crate::installer::plan::config_source;
 use crate::installer::plan::in_use::{Dependents, END_ORPHANS, Users, orphans_problem};
-use crate::installer::plan::preconditions::{check_host, check_pods_survive, notes_on_ending};
+use crate::installer::plan::preconditions::{
+    check_host, check_pods_survive, note_on_cluster, notes_on_ending,
+};
 use crate::installer::plan::takeover;
 use crate::installer::state::{JOURNAL_FILE, OwnedHandler, STATE_FILE, owner_name};
 
@@ -138,13 +140,13 @@ pub fn examine(facts: &HostFacts, leftover_files: &LeftoverFiles) -> Diagnosis {
         containerd: facts.version.map(|version| version.to_string()),
         handlers,
         findings: findings.0,
-        notes: notes_on_restart(facts),
+        notes: notes_on_changes(facts),
         ended: Vec::new(),
     }
 }
 
-/// What a restart of containerd would do on this host.
-fn notes_on_restart(facts: &HostFacts) -> Vec<String> {
+/// What a restart of containerd would do on this host, and who else changes the host.
+fn notes_on_changes(facts: &HostFacts) -> Vec<String> {
     let mut notes = Vec::new();
     let is_live = facts.containerd.daemon().is_some() && facts.unreachable.is_none();
     // The restart of a node that is a container always ends its pods, so that is no fault.
@@ -158,6 +160,7 @@ fn notes_on_restart(facts: &HostFacts) -> Vec<String> {
     let current = CurrentConfig::find(facts).ok();
     let pending = current.and_then(|it| it.check_restart(facts, &it.managed, false).ok());
     notes.extend(pending.unwrap_or_default());
+    notes.extend(note_on_cluster(facts));
     notes.iter().map(|note| printable(note)).collect()
 }
 
@@ -933,7 +936,9 @@ mod tests {
         let diagnosis = examine(&facts, &LeftoverFiles::default());
         assert!(diagnosis.healthy, "{diagnosis:?}");
         let ends = "a restart of containerd ends 1 pod, because its shim does not report its processes: default/a (handler a)";
-        assert_eq!(diagnosis.notes, [ends]);
+        let of_cluster = "this node belongs to a cluster, whose Shims have these handlers: a;";
+        assert_eq!(diagnosis.notes[0], ends);
+        assert!(diagnosis.notes[1].starts_with(of_cluster), "{diagnosis:?}");
         let facts = HostFactsBuilder::from(facts).containerd("2.1.9").build();
         let notes = examine(&facts, &LeftoverFiles::default()).notes;
         assert_eq!(notes[0], ends);
