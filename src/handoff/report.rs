@@ -40,6 +40,10 @@ pub struct ProvisionReport {
     pub api_version: String,
     /// The outcome of the whole request.
     pub result: Outcome,
+    /// The run was a dry run, which changes nothing: `result`, `restarts`, `handlers` and `files` are those that the run without `--dry-run`
+    /// would have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// Whether the run changed a file of the host.
     pub changed: bool,
     /// How many times containerd was restarted.
@@ -188,6 +192,7 @@ impl ProvisionReport {
         Self {
             api_version: API_VERSION.to_owned(),
             result,
+            dry_run: false,
             changed: false,
             restarts: 0,
             handlers: Vec::new(),

@@ -135,7 +135,7 @@ impl RunResult {
 
 /// Installs the requested shims on the host. Every outcome, also a failure, is in the report.
 pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
-    let mut report = ProvisionReport::new(Outcome::Refused);
+    let mut report = report_of(mode);
     let request = match options.source.read() {
         Ok(request) => request,
         Err(error) => return unusable(report, &error),
@@ -173,9 +173,17 @@ pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     .await
 }
 
+/// The report at the start of a run.
+fn report_of(mode: Mode) -> ProvisionReport {
+    ProvisionReport {
+        dry_run: mode == Mode::DryRun,
+        ..ProvisionReport::new(Outcome::Refused)
+    }
+}
+
 /// Removes shims from the host. Every outcome, also a failure, is in the report.
 pub async fn uninstall(options: &UninstallOptions, mode: Mode) -> RunResult {
-    let report = ProvisionReport::new(Outcome::Refused);
+    let report = report_of(mode);
     let goal = async |_: &HostRoot, _: &HostFacts| Ok((options.goal(), Resolved::default()));
     let (host, interrupts) = (&options.host, &options.interrupts);
     run(host, mode, interrupts, report, None, options.goal(), goal).await
@@ -290,10 +298,7 @@ async fn run(
             let ending = facts.ending_pods.as_deref().unwrap_or_default();
             let mut report = report_failure(report, failure, ending);
             add_pending_changes(&mut report, &facts);
-            return match mode {
-                Mode::Change => result(report_unchanged(report, &facts, request), None),
-                Mode::DryRun => result(report, None),
-            };
+            return result(report_unchanged(report, &facts, request), None);
         }
     };
     drop(lock);

@@ -33,8 +33,13 @@ async fn a_dry_run_shows_the_change_and_writes_nothing() {
         );
     }
     assert!(preview.report.files.iter().any(|file| file.path == store));
-    assert!(!preview.report.changed);
+    assert!(preview.report.dry_run && !preview.report.changed);
+    assert!(preview.report.to_json().contains(r#""dryRun":true"#));
     assert_eq!(host.tree(true), before);
+    let done = host.install(&[shim("a")], &[]).await;
+    assert!(!done.to_json().contains("dryRun"));
+    let would_be = |report: &ProvisionReport| (report.result, report.handlers.clone());
+    assert_eq!(would_be(&preview.report), would_be(&done));
 }
 
 #[tokio::test]
@@ -49,6 +54,8 @@ async fn a_dry_run_shows_a_refusal_or_a_partial_change() {
     assert_eq!(preview.report.result, Outcome::Refused, "{preview:?}");
     let reason = preview.report.reason.unwrap();
     assert!(preview.text.contains(&reason), "{}", preview.text);
+    assert!(preview.report.dry_run);
+    assert_eq!(preview.report.handlers[0].handler, "a");
 }
 
 /// Farrier enters the host's root to run containerd; only root may do so.

@@ -117,6 +117,7 @@ fn each_outcome_has_its_exit_status_and_report_fields() {
 
     let mut planned = well(report("applied", false, 1, &a, &installed), &Value::Null);
     planned["requestDigest"] = "<sha256>".into();
+    planned["dryRun"] = true.into();
     says(&node, &["install", "--dry-run", install[1]], 0, &planned);
 
     let mut applied = well(
