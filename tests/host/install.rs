@@ -211,6 +211,12 @@ async fn an_uninstall_notes_reserved_and_unknown_shims() {
     };
     assert!(reserved.contains("handler b stays declared"), "{reserved}");
     assert!(unknown.contains("no shim c is installed"), "{unknown}");
+    host.install(&[shim("a")], &[]).await;
+    let before = host.tree(true);
+    let result = installer::uninstall(&host.leaving(Some(&["c"])), Mode::Change).await;
+    assert_eq!(result.report.result, Outcome::Unchanged, "{result:?}");
+    assert!(result.text.starts_with("nothing to do"), "{}", result.text);
+    assert_eq!(host.tree(true), before);
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ fn assemble(
             runc: Some(edit.declares_runc(&after)),
         });
     }
-    record_request_digest(&mut state, goal, is_whole);
+    record_request_digest(&mut state, &facts.state, goal, is_whole);
     let state = Some(state).filter(|state| !state.is_empty());
     let obsolete_files = unneeded(
         &facts.install_paths,
@@ -326,12 +326,15 @@ fn configure(
     })
 }
 
-/// Records the digest of the request that the host fulfils. A request that is fulfilled in part is not recorded.
-fn record_request_digest(state: &mut State, goal: &Goal, is_whole: bool) {
+/// Records the digest of the request that the host fulfils. A request that is fulfilled in part is not recorded. A removal that changed a
+/// handler ends the record, and one that found nothing to remove changes nothing.
+fn record_request_digest(state: &mut State, before: &State, goal: &Goal, is_whole: bool) {
     let owner = owner_name(goal.owner).to_owned();
     match goal.digest {
         None => {
-            state.requests.remove(&owner);
+            if state.handlers != before.handlers {
+                state.requests.remove(&owner);
+            }
         }
         Some(digest) if is_whole => {
             state.requests.insert(owner, digest);
