@@ -1,12 +1,17 @@
 //! The command line as types. Pure: no file, no network, and of the environment only the variables that clap reads. Names are a contract
 //! with users: add names, and never rename one.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "the comments of options are help texts, which a terminal shows as they are"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
 
@@ -15,7 +20,7 @@ use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
 #[command(version, about, max_term_width = 120)]
 pub struct Cli {
     /// Filter of the log lines on standard error: a level (error, warn, info, debug or trace), or levels by module such as
-    /// `farrier=debug,kube=info`.
+    /// farrier=debug,kube=info.
     #[arg(
         long,
         global = true,
@@ -51,21 +56,42 @@ pub enum Output {
     Json,
 }
 
+const INSTALL_EXAMPLES: &str = "Examples:
+  farrier install --shim spin-v2=https://example.org/spin.tar.gz,sha256=HEX
+  farrier install --shim demo=file:///srv/containerd-shim-demo --dry-run
+  farrier install --keep-others --shim demo=file:///srv/containerd-shim-demo";
+
+const UNINSTALL_EXAMPLES: &str = "Examples:
+  farrier uninstall --shim spin-v2
+  farrier uninstall --all --dry-run";
+
+const DOCTOR_EXAMPLES: &str = "Examples:
+  farrier doctor
+  farrier doctor --host-root /mnt/image --offline -o json";
+
+const UNINSTALL_CLUSTER_EXAMPLES: &str = "Example, in a pod of the controller:
+  farrier uninstall-cluster --deployment farrier
+
+This command reads the options of farrier controller too, which the Deployment of the controller sets in the environment.";
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch Nodes and Shims, and provision nodes through Jobs.
     Controller(Controller),
     /// Install the named shims on this host, and remove other shims that the command line installed.
+    #[command(after_help = INSTALL_EXAMPLES)]
     Install(Install),
     /// Remove shims from this host.
+    #[command(after_help = UNINSTALL_EXAMPLES)]
     Uninstall(Uninstall),
-    /// Download and verify shims for a later `farrier install --artifacts`. Needs no privilege.
+    /// Download and verify shims for a later farrier install --artifacts. Needs no privilege.
     Fetch(Fetch),
-    /// List the handlers on this host with their owners, and all problems. Changes nothing without `--end-orphans`.
+    /// List the handlers on this host with their owners, and all problems. Changes nothing without --end-orphans.
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
     /// Remove all shims from all nodes and the finalizers from the Shims. Run this before uninstalling Farrier.
-    #[command(alias = "leave")]
+    #[command(alias = "leave", after_help = UNINSTALL_CLUSTER_EXAMPLES)]
     UninstallCluster(UninstallCluster),
     /// Show the progress of each shim on each node of the cluster.
     Status(Status),
@@ -104,7 +130,7 @@ pub struct Controller {
     /// ServiceAccount of the Jobs' pods. It needs no permissions, and its token is not mounted.
     #[arg(long, env = "FARRIER_JOB_SERVICE_ACCOUNT", default_value = "default")]
     pub job_service_account: String,
-    /// ConfigMap in the namespace with additional certificate authorities for `fetch`, as PEM under the key `ca.crt`.
+    /// ConfigMap in the namespace with additional certificate authorities for fetch, as PEM under the key ca.crt.
     #[arg(long, env = "FARRIER_CA_CONFIG_MAP")]
     pub ca_config_map: Option<String>,
     /// Seconds for which a finished Job is kept, as in runtime-class-manager. By default, a Job is deleted once its report is read.
@@ -113,7 +139,7 @@ pub struct Controller {
     /// Seconds that a Job may run on a node. A Job that takes longer has failed.
     #[arg(long, env = "FARRIER_JOB_DEADLINE", default_value_t = 1800, value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
     pub job_deadline: i64,
-    /// Provision every node, with or without the annotation. As in KWasm, `true` in upper or lower case turns this on, and any other value
+    /// Provision every node, with or without the annotation. As in KWasm, true in upper or lower case turns this on, and any other value
     /// turns it off.
     #[arg(long, env = "AUTO_PROVISION_NODES", default_value_t = false, action = clap::ArgAction::Set, value_parser = parse_switch_of_kwasm)]
     pub auto_provision: bool,
@@ -131,23 +157,23 @@ pub struct Controller {
         ignore_case = true
     )]
     pub on_restart: OnRestartOfController,
-    /// Seconds for the eviction of the pods of a node where the policy is `drain`. Without this value, no pod is evicted, and `drain` means
-    /// `refuse`.
+    /// Seconds for the eviction of the pods of a node where the policy is drain. Without this value, no pod is evicted, and drain means
+    /// refuse.
     #[arg(long, env = "FARRIER_DRAIN_TIMEOUT", value_name = "SECONDS", value_parser = parse_deadline::<i64>, allow_negative_numbers = true)]
     pub drain_timeout: Option<i64>,
     /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd.
     #[arg(long, env = "FARRIER_ACCEPT_PENDING_CHANGES", default_value_t = false, action = clap::ArgAction::Set)]
     pub accept_pending_changes: bool,
-    /// Run Jobs with hostPID: true. Required with `OpenRC` and on k3d.
+    /// Run Jobs with hostPID: true. Required with OpenRC and on k3d.
     #[arg(long, env = "FARRIER_JOB_HOST_PID", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_host_pid: bool,
     /// Let Jobs download also from link-local addresses and from metadata services of clouds, which serve the credentials of a node.
     #[arg(long, env = "FARRIER_JOB_ALLOW_LINK_LOCAL", default_value_t = false, action = clap::ArgAction::Set)]
     pub job_allow_link_local: bool,
-    /// Priority class of the Jobs' pods. With `system-node-critical`, a full node evicts other pods for them.
+    /// Priority class of the Jobs' pods. With system-node-critical, a full node evicts other pods for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
-    /// Proxy for downloads from http:// locations, for example `http://proxy.example.org:3128`.
+    /// Proxy for downloads from http:// locations, for example http://proxy.example.org:3128.
     #[arg(long, env = "FARRIER_JOB_HTTP_PROXY", value_name = "URL")]
     pub job_http_proxy: Option<String>,
     /// Proxy for downloads from https:// locations.
@@ -204,6 +230,7 @@ pub enum ReserveHandlers {
 
 /// Options of `farrier uninstall-cluster`.
 #[derive(Debug, Args)]
+#[command(mut_args = hide_options_of_controller)]
 pub struct UninstallCluster {
     /// Deployment of the controller in the namespace. It is scaled to zero replicas first.
     #[arg(long, value_name = "NAME")]
@@ -219,10 +246,19 @@ pub struct UninstallCluster {
     pub controller: Controller,
 }
 
+/// Hides the options of the controller: the Deployment sets them, and a person needs none but the namespace.
+fn hide_options_of_controller(option: Arg) -> Arg {
+    let is_shown = matches!(
+        option.get_id().as_str(),
+        "deployment" | "deadline" | "keep_hosts" | "namespace"
+    );
+    option.hide(!is_shown)
+}
+
 /// The host, for each subcommand that works on one.
 #[derive(Debug, Args)]
 pub struct Host {
-    /// Directory with the root file system of the host: `/host` in a Job, or the directory of an unpacked image.
+    /// Directory with the root file system of the host: /host in a Job, or the directory of an unpacked image.
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub host_root: PathBuf,
 }
@@ -252,7 +288,7 @@ pub struct Change {
     #[arg(long)]
     pub allow_pod_restarts: bool,
     /// What to do if the restart of containerd would end pods of shims that do not report their processes, such as most Wasm shims. The
-    /// default is the value in the request of a Job, and `refuse` otherwise.
+    /// default is the value in the request of a Job, and refuse otherwise.
     #[arg(long, value_enum, value_name = "POLICY")]
     pub on_restart: Option<OnRestart>,
     /// Restart containerd even if the restart puts changes into effect that others made after the start of containerd: of its configuration,
@@ -287,23 +323,29 @@ pub enum OnRestart {
 
 /// Options of `farrier install`.
 ///
-/// At least one of `--request`, `--shim` and `--reserve` is required. `uninstall` removes all shims.
+/// One of `--request` and `--shim` is required: without a shim, no handler is reserved. `uninstall` removes all shims.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim", "reserve"]))]
+#[command(group = clap::ArgGroup::new("set").required(true).multiple(true).args(["request", "shim"]))]
 pub struct Install {
-    /// JSON file with the complete desired set, in place of `--shim`.
+    /// JSON file with the complete desired set, in place of --shim.
     #[arg(long, value_name = "FILE", conflicts_with = "shim")]
     pub request: Option<PathBuf>,
-    /// Directory with the results of `farrier fetch`. Without this option, the shims are downloaded now.
+    /// Directory with the results of farrier fetch. Without this option, the shims are downloaded now.
     #[arg(long, value_name = "DIR", requires = "request")]
     pub artifacts: Option<PathBuf>,
     /// A shim to install. Repeat the option for several shims. LOCATION is an https://, http:// or file:/// URL. Farrier reads the path of
-    /// a file:/// URL below `--host-root`. Format:
+    /// a file:/// URL below --host-root. Format:
     /// NAME=LOCATION[,sha256=HEX][,handler=HANDLER][,alias=ALIAS]...[,binary=FILE][,option.KEY=VALUE]...
     #[arg(long, value_name = "SPEC", value_parser = parse_shim)]
     pub shim: Vec<ShimRequest>,
-    /// Handler to declare without a binary, so that its shim needs no restart later. Repeat the option for several handlers.
-    #[arg(long, value_name = "HANDLER")]
+    /// Handler to declare without a binary beside those of --shim, so that its shim needs no restart later. Repeat the option for several
+    /// handlers. A request has its own list.
+    #[arg(
+        long,
+        value_name = "HANDLER",
+        requires = "shim",
+        conflicts_with = "request"
+    )]
     pub reserve: Vec<String>,
     /// Keep the shims that the command line installed before.
     #[arg(long)]
@@ -315,7 +357,7 @@ pub struct Install {
     #[command(flatten)]
     pub trust: Trust,
     /// Seconds after which this run is ended from outside, as a Job is at its deadline. The run waits no longer for a containerd that
-    /// restores its state. It counts from the creation of `--artifacts`.
+    /// restores its state. It counts from the creation of --artifacts.
     #[arg(long, value_name = "SECONDS", value_parser = parse_deadline::<u64>, allow_negative_numbers = true, hide = true)]
     pub deadline: Option<u64>,
     /// Also write the report to this file, shortened to fit a container's termination message.
@@ -522,8 +564,41 @@ mod tests {
     }
 
     #[test]
+    fn no_help_text_has_markup_and_the_host_commands_have_examples() {
+        for mut command in Cli::command().get_subcommands().cloned() {
+            let (name, help) = (
+                command.get_name().to_owned(),
+                command.render_long_help().to_string(),
+            );
+            assert!(!help.contains('`'), "{help}");
+            let has_examples = help.contains("Example");
+            let needs_examples =
+                ["install", "uninstall", "doctor", "uninstall-cluster"].contains(&name.as_str());
+            assert_eq!(has_examples, needs_examples, "{help}");
+        }
+    }
+
+    #[test]
+    fn the_help_of_uninstall_cluster_has_no_option_of_the_deployment() {
+        let mut command = Cli::command();
+        let command = command.find_subcommand_mut("uninstall-cluster").unwrap();
+        let shown = command
+            .get_arguments()
+            .filter(|option| !option.is_hide_set());
+        let shown: Vec<&str> = shown.map(|option| option.get_id().as_str()).collect();
+        assert_eq!(shown, ["deployment", "deadline", "keep_hosts", "namespace"]);
+        let words = ["farrier", "leave", "--image=farrier", "--job-ttl=60"];
+        assert!(Cli::try_parse_from(words).is_ok());
+    }
+
+    #[test]
     fn an_install_without_shims_is_a_usage_error() {
         assert!(Cli::try_parse_from(["farrier", "install"]).is_err());
+        for alone in [&["--reserve=spin"][..], &["--reserve=spin", "--request=r"]] {
+            let words = [&["farrier", "install"], alone].concat();
+            let refusal = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(refusal.exit_code(), 2, "{refusal}");
+        }
         assert!(
             Cli::try_parse_from(["farrier", "install", "--reserve=spin", "--shim=a=file:///a"])
                 .is_ok()
