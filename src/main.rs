@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
-use farrier::handoff::OnRestart;
+use farrier::handoff::{OnRestart, printable};
 use farrier::installer::containerd::patience::Deadline;
 use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
@@ -46,8 +46,7 @@ fn main() -> ExitCode {
         LogFormat::Json => telemetry::Format::Json,
     };
     if let Err(error) = telemetry::init(&cli.log, format) {
-        // Logging does not work yet. A failure of this write can't be reported anywhere.
-        let _ = writeln!(io::stderr(), "farrier: {error}\nhelp: {}", error.help());
+        telemetry::print_error(&error, Some(error.help()));
         return ExitCode::from(USAGE);
     }
     // The one provider of cryptography in the process, for both HTTP clients. An error means that a provider is installed already.
@@ -92,7 +91,11 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::UninstallCluster(uninstall) => run_uninstall_cluster(uninstall).await,
         Command::Status(cli::Status { output }) => {
             match controller::status_table(output == Output::Json).await {
-                Ok(table) => print(&table),
+                Ok(status) if status.has_failure => {
+                    print(&status.text);
+                    ExitCode::FAILURE
+                }
+                Ok(status) => print(&status.text),
                 Err(error) => fail_with_help(&error, error.help().as_deref()),
             }
         }
@@ -196,7 +199,11 @@ fn identity_of_process() -> String {
 async fn run_controller(controller: cli::Controller) -> ExitCode {
     match controller::run(settings(controller)).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail_with_help(&error, error.help().as_deref()),
+        Err(error) => {
+            // The controller writes nothing but log lines.
+            error!(help = error.help().as_deref(), "{error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -288,7 +295,10 @@ async fn run_install(install: cli::Install) -> ExitCode {
         && let Some(path) = termination_message
         && let Err(error) = write_message(&path, &result.report.to_termination_message())
     {
-        error!("failed to write the report to {}: {error}", path.display());
+        fail(&format!(
+            "failed to write the report to {}: {error}",
+            path.display()
+        ));
     }
     print_result(&result, change.output)
 }
@@ -336,7 +346,8 @@ async fn run_fetch(fetch: cli::Fetch) -> ExitCode {
         Ok(results) => {
             for result in results {
                 if let Some(reason) = result.reason {
-                    error!(shim = result.shim, help = result.remedy, "{reason}");
+                    let reason = format!("shim {}: {reason}", result.shim);
+                    fail_with_help(&reason, result.remedy.as_deref());
                 } else if result.present {
                     info!(
                         shim = result.shim,
@@ -431,11 +442,12 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    error!("{error}");
-    ExitCode::FAILURE
+    fail_with_help(error, None)
 }
 
 fn fail_with_help(error: &dyn std::fmt::Display, help: Option<&str>) -> ExitCode {
-    error!(help, "{error}");
+    // Texts of other programs and servers may be part of both.
+    let help = help.map(printable);
+    telemetry::print_error(&printable(&error.to_string()), help.as_deref());
     ExitCode::FAILURE
 }

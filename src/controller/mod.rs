@@ -22,7 +22,7 @@ pub use apply::crd::install as install_crd;
 pub use decide::job_spec::JOB_MEMORY_LIMIT;
 pub use error::Error;
 pub use settings::Settings;
-pub use status_table::status_table;
+pub use status_table::{Status, status_table};
 pub use uninstall::{UninstallOptions, UninstallSummary, uninstall};
 
 /// Runs the controller until SIGTERM or SIGINT.

@@ -60,11 +60,20 @@ struct Cell {
     reason: Option<String>,
 }
 
+/// The output of `farrier status`.
+#[derive(Debug)]
+pub struct Status {
+    /// The table, or JSON.
+    pub text: String,
+    /// Whether a Shim has failed on a node.
+    pub has_failure: bool,
+}
+
 /// The nodes and the progress of their Shims, as a table or as JSON.
 ///
 /// # Errors
 /// When there is no cluster, or it does not answer in time.
-pub async fn status_table(json: bool) -> Result<String, Error> {
+pub async fn status_table(json: bool) -> Result<Status, Error> {
     let read = async {
         let client = cluster::client().await?;
         let nodes = cluster::list::<NodeObject>(&client).await?;
@@ -78,10 +87,13 @@ pub async fn status_table(json: bool) -> Result<String, Error> {
                 seconds: DEADLINE.as_secs(),
             })??;
     let table = StatusTable::new(&nodes, &shims);
-    Ok(if json {
-        handoff::to_indented_json(&table)
-    } else {
-        table.text()
+    Ok(Status {
+        text: if json {
+            handoff::to_indented_json(&table)
+        } else {
+            table.text()
+        },
+        has_failure: table.has_failure(),
     })
 }
 
@@ -98,6 +110,11 @@ impl StatusTable {
             shims: cluster.shims.iter().map(ShimLine::new).collect(),
             columns,
         }
+    }
+
+    fn has_failure(&self) -> bool {
+        let mut cells = self.nodes.iter().flat_map(|node| node.shims.values());
+        cells.any(|cell| cell.progress == Progress::Failed.label())
     }
 
     /// Columns of equal width, followed by a line per failure, per annotation that nearly selects a Shim, and per Shim.
@@ -420,7 +437,9 @@ mod tests {
             "metadata": {"name": "n1", "uid": "u", "labels": labels, "annotations": {"farrier.dev/applied": waiting}},
         }))
         .unwrap();
-        let text = StatusTable::new(&[node], &[]).text();
+        let table = StatusTable::new(&[node], &[]);
+        assert!(!table.has_failure());
+        let text = table.text();
         let said =
             "n1 other: the restart of containerd would end 1 pod: default/web (handler spin)\n";
         assert!(text.ends_with(said) && !text.contains("n1 spin:"), "{text}");
@@ -436,9 +455,10 @@ mod tests {
         .unwrap();
         let other: NodeObject =
             serde_json::from_value(json!({"metadata": {"name": "a-longer-name"}})).unwrap();
-        let text = StatusTable::new(&[node, other], &[]).text();
+        let table = StatusTable::new(&[node, other], &[]);
+        assert!(table.has_failure());
         assert_eq!(
-            text,
+            table.text(),
             "NODE           STATUS    SPIN\n\
              n1             Ready     failed\n\
              a-longer-name  NotReady  -\n\
