@@ -564,13 +564,19 @@ mod tests {
     }
 
     #[test]
-    fn no_help_text_has_markup_and_the_host_commands_have_examples() {
-        for mut command in Cli::command().get_subcommands().cloned() {
+    fn help_texts_have_short_lines_without_markup_and_the_host_commands_have_examples() {
+        let mut whole = Cli::command();
+        whole.build();
+        for command in whole.get_subcommands_mut() {
             let (name, help) = (
                 command.get_name().to_owned(),
                 command.render_long_help().to_string(),
             );
             assert!(!help.contains('`'), "{help}");
+            assert!(
+                help.lines().all(|line| line.chars().count() <= 120),
+                "{help}"
+            );
             let has_examples = help.contains("Example");
             let needs_examples =
                 ["install", "uninstall", "doctor", "uninstall-cluster"].contains(&name.as_str());
