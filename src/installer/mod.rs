@@ -291,7 +291,12 @@ async fn run(
         let plan = decide(&facts, &assumed).ok()?;
         EarlyRehearsal::of(&host.root, &facts, &plan).await
     };
-    let goal = Box::pin(async { futures::join!(goal(&host.root, &facts), early) });
+    let goal = async {
+        // Before artifacts are fetched.
+        plan::check(&facts, &assumed)?;
+        goal(&host.root, &facts).await
+    };
+    let goal = Box::pin(async { futures::join!(goal, early) });
     let text = match plan_and_act(&host, mode, interrupts, &facts, goal, &mut report).await {
         Ok(text) => text,
         Err(failure) => {

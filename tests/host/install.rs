@@ -447,6 +447,14 @@ async fn one_owner_does_not_change_the_handlers_of_another() {
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
     let reason = report.reason.unwrap();
     assert_eq!(reason, "handler b belongs to a Shim of the cluster: b");
+    // Nothing is fetched for a command that is refused anyway.
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let mut remote = shim("b");
+    remote.location = format!("http://{}/b", server.local_addr().unwrap());
+    let report = host.install(&[remote], &[]).await;
+    assert_eq!(report.reason, Some(reason));
+    assert!(server.accept().is_err());
     assert_eq!(host.tree(true), before);
     let diagnosis = installer::doctor(&host.host_options()).await;
     let note = &diagnosis.notes[0];

@@ -34,6 +34,18 @@ use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
 
+/// Checks what no binary of the goal changes: whose handlers it names, and whether this host can be changed.
+///
+/// # Errors
+/// The refusal of [`decide`], whatever the binaries are.
+pub fn check(facts: &HostFacts, goal: &Goal) -> Result<(), Error> {
+    if goal.shims.is_empty() && is_bare(facts) {
+        return Ok(());
+    }
+    check_owner(facts, goal)?;
+    check_host(facts)
+}
+
 /// The changes that bring the host with these `facts` to `goal`.
 ///
 /// # Errors
@@ -48,8 +60,7 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
             ..HostPlan::default()
         });
     }
-    check_owner(facts, goal)?;
-    check_host(facts)?;
+    check(facts, goal)?;
     let current = CurrentConfig::find(facts)?;
     let plan = match assemble(&current, facts, goal, handler_set(facts, goal, &current)) {
         Err(Error::EndsPods(pods)) => without_restart(&current, facts, goal, pods)?,
