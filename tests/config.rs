@@ -205,7 +205,7 @@ fn broken_text_never_panics_and_every_edit_can_be_undone(
         "\u{feff}",
         "[[plugins]]",
         "plugins = {}",
-        "# farrier: managed handler; change its Shim instead\n",
+        "# farrier: managed handler; change its Shim or run farrier install instead\n",
     ];
     let case = read(&case);
     let after = fs::read_to_string(&case.after).unwrap();

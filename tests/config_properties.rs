@@ -447,7 +447,7 @@ fn text() -> impl Strategy<Value = String> {
         "*/}}",
         "{{- ",
         " -}}",
-        "# farrier: managed handler; change its Shim instead\n",
+        "# farrier: managed handler; change its Shim or run farrier install instead\n",
         "# farrier: the schema of the managed handlers\n",
     ]);
     prop_oneof![

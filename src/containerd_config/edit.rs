@@ -399,7 +399,7 @@ fn verify(
 /// use farrier::containerd_config::remove_managed_handlers;
 ///
 /// let text = "version = 2
-/// ## farrier: managed handler; change its Shim instead
+/// ## farrier: managed handler; change its Shim or run farrier install instead
 /// [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.spin]
 /// runtime_type = \"/opt/farrier/bin/containerd-shim-spin\"
 /// ";
@@ -520,6 +520,17 @@ mod tests {
 
     fn edited(text: &str, mine: &[&str], desired: &[Handler]) -> Result<String, Error> {
         edit(Some(text), &target(), &managed(mine), desired, None).map(Option::unwrap_or_default)
+    }
+
+    #[test]
+    fn a_handler_with_the_comment_of_an_earlier_release_is_not_rewritten_and_leaves_wholly() {
+        let bare = PLAIN.trim_end();
+        let text = edited(bare, &[], &[handler("a")]).unwrap();
+        let earlier = text.replace(" or run farrier install instead", " instead");
+        assert_ne!(earlier, text);
+        let kept = edited(&earlier, &["a"], &[handler("a")]).unwrap();
+        assert_eq!(kept, earlier);
+        assert_eq!(edited(&earlier, &["a"], &[]).unwrap(), bare);
     }
 
     #[rstest]

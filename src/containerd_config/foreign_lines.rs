@@ -29,7 +29,7 @@ use super::types::{DeclaredHandler, Handler};
 ///     options: BTreeMap::new(),
 /// };
 /// let text = "version = 2
-/// ## farrier: managed handler; change its Shim instead
+/// ## farrier: managed handler; change its Shim or run farrier install instead
 /// [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.spin]
 /// runtime_type = \"/opt/farrier/bin/containerd-shim-spin\"
 /// ";

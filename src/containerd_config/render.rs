@@ -14,11 +14,14 @@ use super::types::{Handler, RUNC};
 pub(super) const MARK: &str = "# farrier:";
 
 /// Comment above each handler.
-pub(super) const HANDLER_MARK: &str = "# farrier: managed handler; change its Shim instead";
+pub(super) const HANDLER_MARK: &str =
+    "# farrier: managed handler; change its Shim or run farrier install instead";
 
 /// Comment above the first handler where the text before had no line end. Removing the handler removes the added line end, too.
-pub(super) const JOINED_MARK: &str =
-    "# farrier: managed handler; change its Shim instead (the line above had no line end)";
+pub(super) const JOINED_MARK: &str = "# farrier: managed handler; change its Shim or run farrier install instead (the line above had no line end)";
+
+/// The end of [`JOINED_MARK`].
+const JOINED: &str = "(the line above had no line end)";
 
 /// The start of the action below the comment of each handler in a template that declares the runtimes which the distribution finds: two
 /// tables of one name are no TOML.
@@ -220,7 +223,7 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
     let joined = ranges.iter().find(|range| {
         text.get((*range).clone())
             .and_then(|lines| lines.lines().next())
-            .is_some_and(|line| line.trim() == JOINED_MARK)
+            .is_some_and(|line| is_joined_mark(line.trim()))
     });
     // Where the lines before it are removed, too, the line end was removed with them.
     let joined = joined.filter(|joined| ranges.iter().all(|range| range.end != joined.start));
@@ -237,6 +240,11 @@ pub(super) fn without_ranges(text: &str, ranges: &[Range<usize>]) -> String {
         }
     }
     left
+}
+
+/// Whether a line is [`JOINED_MARK`], also in the words of an earlier release.
+fn is_joined_mark(line: &str) -> bool {
+    line.starts_with(MARK) && line.ends_with(JOINED)
 }
 
 /// The text without the sorted ranges, which don't overlap.

@@ -96,7 +96,7 @@ pub(super) fn declares_found_runtimes(text: &str) -> bool {
 ///
 /// let header = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.spin]";
 /// let found = format!("{header}\nruntime_type = 'io.containerd.spin.v2'\n");
-/// let managed = format!("# farrier: managed handler; change its Shim instead\n{header}\nruntime_type = '/x'\n");
+/// let managed = format!("# farrier: managed handler; change its Shim or run farrier install instead\n{header}\nruntime_type = '/x'\n");
 /// assert_eq!(handlers_declared_twice(&format!("{found}{managed}")), ["spin"]);
 /// assert!(handlers_declared_twice(&found).is_empty());
 /// ```

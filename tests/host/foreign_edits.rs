@@ -269,7 +269,7 @@ async fn a_runc_that_others_changed_is_kept_by_an_uninstall(#[case] added: &str)
 }
 
 #[rstest]
-#[case::of_a_handler("# farrier: managed handler; change its Shim instead")]
+#[case::of_a_handler("# farrier: managed handler; change its Shim or run farrier install instead")]
 #[case::of_a_runc("# farrier: containerd's default runtime, which other handlers would hide")]
 #[tokio::test]
 async fn a_comment_of_farrier_that_others_copied_makes_no_runc_farrier_s(#[case] comment: &str) {

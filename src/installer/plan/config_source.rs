@@ -400,7 +400,7 @@ mod tests {
 
     /// A k3s whose containerd does not run, with handler `a` of Farrier and these lines of others in its template and in the rendered file.
     fn stopped(theirs: &str, rendered: &str) -> HostFacts {
-        let ours = "# farrier: managed handler; change its Shim instead\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.a]\nruntime_type = \"/opt/farrier/bin/containerd-shim-a\"\n";
+        let ours = "# farrier: managed handler; change its Shim or run farrier install instead\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.a]\nruntime_type = \"/opt/farrier/bin/containerd-shim-a\"\n";
         let template = format!("{{{{ template \"base\" . }}}}\n{ours}{theirs}");
         let root = format!("{V3}{ours}{rendered}");
         let mut facts = host("k3s", Some(&root), "1.33.1", &[Some(&template), None]);
