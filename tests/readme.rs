@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use farrier::handoff::Outcome;
+use farrier::handoff::{Outcome, Owner, ProvisionRequest};
 use farrier::metrics::{Metrics, NODE_STATES};
 
 fn read(path: &str) -> String {
@@ -57,6 +57,18 @@ fn every_label_annotation_taint_finalizer_condition_and_reason_is_in_the_readme(
         let found = texts.iter().any(|text| readme.contains(text));
         assert!(found, "the README does not mention {constant}");
     }
+}
+
+#[test]
+fn the_request_in_the_readme_can_be_read() {
+    let readme = read("README.md");
+    let start = readme.find("      {\n        \"apiVersion\"").unwrap();
+    let (request, _) = readme[start..].split_once("\n\n").unwrap();
+    let request = ProvisionRequest::from_json(request).unwrap();
+    assert_eq!(request.owner, Owner::Local);
+    assert_eq!(request.shims[0].handlers, ["spin-v2", "spin"]);
+    assert_eq!(request.shims[0].options.len(), 1);
+    assert_eq!(request.reserve, ["wasmtime"]);
 }
 
 #[test]
