@@ -18,7 +18,7 @@ mod shims;
 
 use scene::{Scene, scene, shim, start};
 
-use super::cluster::job_view::JobProgress;
+use super::cluster::job_view::{JobProgress, JobView};
 use super::cluster::node_view::AppliedShim;
 use super::cluster::shim_view::ShimView;
 use super::cluster::slim::Taint;
@@ -151,6 +151,31 @@ fn the_report_of_a_job_with_a_lifetime_is_read_once() {
         "it makes room for the next"
     );
     assert!(matches!(gone.decide().job, JobStep::Create { .. }));
+}
+
+#[test]
+fn an_uninstall_waits_for_no_job_that_is_kept() {
+    let mut before = Scene {
+        keep_jobs: true,
+        uninstalling: true,
+        ..Scene::provisioned()
+    };
+    before.shims[0].deleting = true;
+    let removed = before.stepped().answers(Outcome::Applied, true, None);
+    let (recorded, plan) = removed.step();
+    assert_eq!(plan.job, JobStep::None);
+    let job = recorded.job.clone();
+    let (mut after, plan) = recorded.step();
+    assert!(matches!(plan.job, JobStep::Delete(_)), "{plan:?}");
+    // A finalizer of others keeps the Job.
+    after.job = job.map(|job| JobView {
+        deleting: Some(after.now),
+        ..job
+    });
+    let clean = after.stepped();
+    assert_eq!(clean.node.applied(), None);
+    assert!(clean.node.labels.is_empty(), "{:?}", clean.node.labels);
+    assert!(clean.decide().is_empty());
 }
 
 #[test]

@@ -38,6 +38,11 @@ async fn an_uninstall_restores_the_cluster_and_all_hosts() {
     let cluster = Cluster::with_farrier().await;
     let node = cluster.node_with("2.4");
     let before = cluster.host(&node);
+    // The uninstall waits for no finished Job.
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let lifetime = ["--reuse-values", "--set", "job.ttlSecondsAfterFinished=600"];
+    let upgrade = ["upgrade", "farrier", chart, "-n", "farrier", "--wait"];
+    cluster.helm(&[&upgrade[..], &lifetime].concat());
     cluster.annotate(&node, Some("true")).await;
     cluster.label_becomes(&node, HANDLER, "true").await;
     // An object that the chart did not create.

@@ -205,7 +205,10 @@ fn plan_after_recording(
 ) -> Plan {
     let delete = JobStep::Delete(job.uid.clone());
     let (step, wait) = match need(seen, desired, applied.as_ref()) {
-        Need::Nothing if seen.keep_jobs => (JobStep::None, next_look(seen, applied.as_ref())),
+        // An uninstall ends as soon as the nodes are clean, and the annotation of a node stays as long as its Job.
+        Need::Nothing if seen.keep_jobs && !seen.cluster.uninstalling => {
+            (JobStep::None, next_look(seen, applied.as_ref()))
+        }
         Need::Wait(wait) if seen.keep_jobs => (JobStep::None, Some(wait)),
         Need::Wait(wait) => (delete, Some(wait)),
         Need::Nothing | Need::Now => return plan_with_labels(seen, desired, applied, delete),

@@ -70,12 +70,14 @@ pub fn plan_with_labels(
     applied: Option<Applied>,
     job: JobStep,
 ) -> Plan {
+    // The end of a Job that is being deleted is recorded already, and a finalizer may keep that Job.
+    let job_is_there = seen.job.is_some_and(|job| job.deleting.is_none());
     let edit = edit(
         seen.node,
         &seen.cluster.shims,
         desired,
         applied,
-        seen.job.is_some(),
+        job_is_there,
     );
     let event = edit
         .as_ref()
