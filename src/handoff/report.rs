@@ -72,6 +72,9 @@ pub struct ProvisionReport {
     /// The whole change was refused because its restart would end `ending_pods`. A recovery may have restarted containerd before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refused_for_pods: bool,
+    /// The pods that use handlers which could not be changed or removed, whatever the reason is.
+    #[serde(default, skip_serializing_if = "EndingPods::is_empty")]
+    pub using_pods: EndingPods,
     /// Sentences about the host that an operator should know, whatever the outcome is.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -203,6 +206,7 @@ impl ProvisionReport {
             interrupted: false,
             ending_pods: EndingPods::default(),
             refused_for_pods: false,
+            using_pods: EndingPods::default(),
             notes: Vec::new(),
             containerd: None,
             distro: None,
@@ -276,6 +280,7 @@ impl ProvisionReport {
         }
         if !fits(&report) {
             report.ending_pods.shorten(3);
+            report.using_pods.shorten(3);
         }
         if !fits(&report) {
             // The cause of each failure comes before the next steps.
@@ -298,6 +303,7 @@ impl ProvisionReport {
         }
         if !fits(&report) {
             report.ending_pods.shorten(1);
+            report.using_pods.shorten(1);
         }
         if !fits(&report) {
             for handler in &mut report.handlers {

@@ -160,8 +160,13 @@ impl HostFactsBuilder {
     /// `pods` pods use `handler`.
     pub fn in_use(self, handler: &str, pods: usize) -> Self {
         self.with(|facts| {
-            let names = (0..pods).map(|number| format!("default/{handler}-{number}"));
-            facts.in_use.insert(handler.to_owned(), names.collect());
+            let pods = (0..pods).map(|number| EndingPod {
+                namespace: "default".to_owned(),
+                name: format!("{handler}-{number}"),
+                uid: format!("uid-of-{handler}-{number}"),
+                handler: handler.to_owned(),
+            });
+            facts.in_use.insert(handler.to_owned(), pods.collect());
         })
     }
 

@@ -95,14 +95,17 @@ impl NodeView {
         is_of_node.then_some(applied)
     }
 
-    /// The pods that a decision on the node depends on: those that it waits for, and those that its last restart ended. Also whether the
-    /// decision depends on each of them, and not only on whether one is left: where the controller `may_drain`, a static pod prevents that.
+    /// The pods that a decision on the node depends on: those that it waits for, those that hold up a removal, and those that its last restart
+    /// ended. Also whether the decision depends on each of them, and not only on whether one is left: where the controller `may_drain`, a
+    /// static pod prevents that.
     #[must_use]
     pub fn pods_to_look_at(&self, may_drain: bool) -> (Vec<EndingPod>, bool) {
         let applied = self.applied().unwrap_or_default();
         let (waiting, ended) = (applied.waiting_for_pods, applied.ended_pods);
-        let each = may_drain || ended.is_some();
+        let holding = applied.holding_pods;
+        let each = may_drain || ended.is_some() || waiting.is_some() && holding.is_some();
         let pods = waiting.map(|it| it.pods.pods).into_iter();
+        let pods = pods.chain(holding.map(|it| it.pods.pods));
         let pods = pods.chain(ended.map(|it| it.pods.pods));
         (pods.flatten().collect(), each)
     }
@@ -187,6 +190,9 @@ pub struct Applied {
     /// The pods that the last restart of containerd ended, until they had time to start again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_pods: Option<EndedPods>,
+    /// The pods that hold up a removal, if the last report named any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holding_pods: Option<HoldingPods>,
     /// Handlers in the report that was read just now. Not part of the annotation.
     #[serde(skip)]
     pub reported: BTreeSet<String>,
@@ -224,7 +230,8 @@ impl Applied {
         }
         let waiting = self.waiting_for_pods.iter_mut().map(|it| &mut it.pods);
         let ended = self.ended_pods.iter_mut().map(|it| &mut it.pods);
-        for pods in waiting.chain(ended) {
+        let holding = self.holding_pods.iter_mut().map(|it| &mut it.pods);
+        for pods in waiting.chain(ended).chain(holding) {
             *pods = std::mem::take(pods).bounded();
         }
     }
@@ -275,6 +282,18 @@ pub struct WaitingForPods {
     /// waits, or if the API server rejected the Job.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub shims: BTreeSet<String>,
+}
+
+/// The pods of handlers that are to leave the host. The binary of a handler stays until its last pod has ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldingPods {
+    /// The pods of the last report.
+    #[serde(flatten)]
+    pub pods: EndingPods,
+    /// Jobs in a row that were created because the pods had ended, and that named pods again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts: u32,
 }
 
 /// The pods that a restart of containerd ended.

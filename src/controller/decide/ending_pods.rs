@@ -1,4 +1,5 @@
-//! A node whose containerd may not be restarted while pods run that a restart ends: the policy for these pods, and what people read. Pure.
+//! A node whose containerd may not be restarted while pods run that a restart ends: the policy for these pods, and what people read. Also the
+//! pods that hold up a removal. Pure.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use super::desired::{Cluster, Desired};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::types::Observed;
-use crate::controller::cluster::node_view::{Applied, WaitingForPods};
+use crate::controller::cluster::ending_pods::PodStates;
+use crate::controller::cluster::node_view::{Applied, HoldingPods, WaitingForPods};
 use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
 use crate::names::reasons;
 
@@ -148,6 +150,14 @@ pub fn left(waiting: &WaitingForPods, left: &[EndingPod]) -> Vec<EndingPod> {
 pub fn have_ended(seen: &Observed, waiting: &WaitingForPods) -> bool {
     seen.pods
         .is_some_and(|pods| left(waiting, &pods.left).is_empty())
+}
+
+/// Whether the API server says that the pods that hold up a removal have ended.
+#[must_use]
+pub fn are_gone(seen: &Observed, holding: &HoldingPods) -> bool {
+    let pods = &holding.pods.pods;
+    let is_gone = |states: &PodStates| pods.iter().all(|pod| !states.left.contains(pod));
+    !pods.is_empty() && seen.pods.is_some_and(is_gone)
 }
 
 /// Whether the restart may be tried, `since` the last attempt: the pods have ended, or may end.

@@ -100,9 +100,24 @@ pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Ne
     } else {
         backoff(applied.attempts).max(patience)
     };
+    let holding = applied.holding_pods.as_ref();
+    let wait = match holding.filter(|holding| ending_pods::are_gone(seen, holding)) {
+        Some(holding) => wait.min(pause_after_pods(holding.attempts)),
+        None => wait,
+    };
     match wait.checked_sub(since) {
+        Some(rest) if !rest.is_zero() && holding.is_some() => Need::Wait(rest.min(seen.look_every)),
         Some(rest) if !rest.is_zero() => Need::Wait(rest),
         _ => Need::Now,
+    }
+}
+
+/// The pause after so many Jobs in a row that were created because pods had ended, and that named pods again. Pods that come and go, and
+/// pods that the API server does not know, must not cause one Job after the other.
+fn pause_after_pods(attempts: u32) -> Duration {
+    match attempts.saturating_sub(INTERRUPTIONS_AT_ONCE - 1) {
+        0 => Duration::ZERO,
+        more => backoff(more),
     }
 }
 
@@ -132,13 +147,7 @@ fn need_after_pods(
             seen.look_every
         });
     }
-    // Pods that come and go, and pods that the API server does not know, must not cause one Job after the other.
-    let more = waiting.attempts.saturating_sub(INTERRUPTIONS_AT_ONCE - 1);
-    let pause = if more == 0 {
-        Duration::ZERO
-    } else {
-        backoff(more)
-    };
+    let pause = pause_after_pods(waiting.attempts);
     // The API server has rejected the last Job.
     let pause = if applied.reason.is_some() && waiting.shims.is_empty() {
         pause.max(backoff(applied.attempts.max(1)))

@@ -11,10 +11,10 @@ use super::types::{Ended, Observed};
 use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{
-    Applied, AppliedShim, EndedPods, NodeView, WaitingForPods,
+    Applied, AppliedShim, EndedPods, HoldingPods, NodeView, WaitingForPods,
 };
 use crate::handoff::{
-    HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
+    EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
 };
 use crate::names::reasons;
 
@@ -128,7 +128,8 @@ fn read(
     applied.shims = shims_after_report(before, request, report, &waiting_shims);
     let reported = report.handlers.iter().map(|entry| entry.handler.clone());
     applied.reported = reported.filter(|handler| is_label_name(handler)).collect();
-    let lingering = record_still_served(&mut applied, request, report);
+    let lingering = record_still_there(&mut applied, request, report);
+    applied.holding_pods = next_holding(applied.holding_pods.as_ref(), request, report);
     // The kubelet had time to list the handlers once a second attempt was made.
     if applied.attempts > 1 {
         mark_unlisted(&mut applied, seen.node);
@@ -306,6 +307,51 @@ fn next_wait(seen: &Observed, applied: &Applied, report: &ProvisionReport) -> Wa
         undone_because: before.undone_because.filter(|_| is_left),
         ..WaitingForPods::default()
     }
+}
+
+/// The pods of a report that hold up a removal; `None` if there are none.
+fn next_holding(
+    before: Option<&HoldingPods>,
+    request: &ProvisionRequest,
+    report: &ProvisionReport,
+) -> Option<HoldingPods> {
+    let leaving = report.handlers.iter();
+    let leaving = leaving.filter(|entry| is_leaving(request, entry));
+    let leaving: BTreeSet<&str> = leaving.map(|entry| entry.handler.as_str()).collect();
+    let pods = of_handlers(&report.using_pods, |handler| leaving.contains(handler));
+    if pods.is_empty() {
+        return None;
+    }
+    let Some(before) = before else {
+        return Some(HoldingPods { pods, attempts: 0 });
+    };
+    // A report names ten pods at most. That fewer and fewer pods are left ends by itself.
+    let is_left = pods.pods.iter().any(|pod| before.pods.pods.contains(pod));
+    let progresses = !is_left && pods.len() < before.pods.len();
+    let attempts = if progresses { 0 } else { before.attempts };
+    Some(HoldingPods { pods, attempts })
+}
+
+/// Whether a handler of a report was not requested, and is on the host nevertheless.
+fn is_leaving(request: &ProvisionRequest, entry: &HandlerReport) -> bool {
+    let mut shims = request.shims.iter();
+    let is_requested = shims.any(|shim| {
+        shim.name == entry.shim && (shim.keep || shim.handlers.contains(&entry.handler))
+    });
+    !is_requested && (entry.served || entry.reason.is_some())
+}
+
+/// The pods of some handlers.
+fn of_handlers(pods: &EndingPods, is_one: impl Fn(&str) -> bool) -> EndingPods {
+    let mut pods = pods.clone().bounded();
+    let all = pods.handlers.len();
+    pods.handlers.retain(|handler| is_one(handler));
+    pods.pods.retain(|pod| is_one(&pod.handler));
+    if pods.handlers.len() < all {
+        // The further pods may be those of the other handlers.
+        pods.more = 0;
+    }
+    pods
 }
 
 /// Records that the attempt waits for pods, which is no failure.
@@ -494,32 +540,73 @@ fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
     }
 }
 
-/// Records the handlers that the host still serves although they were not requested: they are in use, or their removal failed.
+/// Records the handlers of Shims that were not requested and that the host still has: they are in use, or their removal failed.
 ///
 /// Names become labels. A name that is not a valid label never came from a request.
-fn record_still_served(
+fn record_still_there(
     applied: &mut Applied,
     request: &ProvisionRequest,
     report: &ProvisionReport,
 ) -> bool {
-    let mut any = false;
+    let mut by_shim: BTreeMap<&str, Vec<&HandlerReport>> = BTreeMap::new();
     for entry in &report.handlers {
-        if is_label_name(&entry.shim)
-            && is_label_name(&entry.handler)
-            && entry.served
-            && request.shims.iter().all(|shim| shim.name != entry.shim)
-        {
-            any = true;
-            let shim = applied.shims.entry(entry.shim.clone()).or_default();
-            shim.handlers.insert(entry.handler.clone(), true);
-            shim.sha256 = entry.sha256;
-            let problem = problem(entry);
-            let problem =
-                problem.unwrap_or_else(|| Problem::new("the handler is still served", None));
-            shim.reason = Some(shortened(&problem));
+        let is_requested = request.shims.iter().any(|shim| shim.name == entry.shim);
+        let is_valid = is_label_name(&entry.shim) && is_label_name(&entry.handler);
+        if is_valid && !is_requested && is_leaving(request, entry) {
+            by_shim.entry(&entry.shim).or_default().push(entry);
         }
     }
-    any
+    for (name, entries) in &by_shim {
+        let shim = applied.shims.entry((*name).to_owned()).or_default();
+        for entry in entries {
+            shim.handlers.insert(entry.handler.clone(), entry.served);
+            shim.sha256 = entry.sha256.or(shim.sha256);
+        }
+        shim.reason = Some(shortened(&why_still_there(entries, &report.using_pods)));
+    }
+    !by_shim.is_empty()
+}
+
+/// Why the host still has these handlers of one Shim: all reasons, and the pods of all handlers together.
+fn why_still_there(entries: &[&HandlerReport], using: &EndingPods) -> Problem {
+    let of_entry = |entry: &&HandlerReport| {
+        problem(entry).unwrap_or_else(|| Problem::new("the handler is still served", None))
+    };
+    let (used, rest): (Vec<_>, Vec<_>) = entries
+        .iter()
+        .copied()
+        .partition(|entry| using.handlers.contains(&entry.handler));
+    let mut problems: Vec<Problem> = match used.as_slice() {
+        [] | [_] => used.iter().map(of_entry).collect(),
+        [first, ..] => {
+            let is_used = |handler: &str| used.iter().any(|entry| entry.handler == handler);
+            let pods = of_handlers(using, is_used);
+            let handlers: Vec<&str> = used.iter().map(|entry| entry.handler.as_str()).collect();
+            vec![Problem {
+                message: format!(
+                    "pods still use the handlers {} ({} on this node: {pods})",
+                    handlers.join(", "),
+                    pods.len()
+                ),
+                help: first.remedy.clone(),
+            }]
+        }
+    };
+    for problem in rest.iter().map(of_entry) {
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+    let messages: Vec<&str> = problems.iter().map(|it| it.message.as_str()).collect();
+    let mut helps: Vec<&str> = problems
+        .iter()
+        .filter_map(|it| it.help.as_deref())
+        .collect();
+    helps.dedup();
+    Problem {
+        message: messages.join("; "),
+        help: (!helps.is_empty()).then(|| helps.join("; ")),
+    }
 }
 
 /// Completes every end of a Job: counts the attempt and makes the Event.

@@ -326,6 +326,12 @@ fn claim(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
         applied.interruptions = 0;
         applied.reason = None;
         applied.waiting_for_pods = None;
+        applied.holding_pods = None;
+    }
+    if let Some(holding) = &mut applied.holding_pods
+        && ending_pods::are_gone(seen, holding)
+    {
+        holding.attempts = holding.attempts.saturating_add(1);
     }
     if let Some(waiting) = &mut applied.waiting_for_pods
         && ending_pods::are_over(seen, desired, waiting, age(seen.now, applied.at))

@@ -70,7 +70,7 @@ pub struct NodeSummary {
     pub changing: bool,
     /// The Job of the node has no pod yet.
     pub without_pod: bool,
-    /// The node waits for pods to end, or its pods are being evicted.
+    /// The node waits for pods to end, or its pods are being evicted. Pods of the node are looked at.
     pub waiting_for_pods: bool,
     /// The node waits until fewer Jobs have no pod.
     pub waiting_for_pod_slot: bool,
@@ -110,6 +110,7 @@ impl NodeSummary {
         let waiting = ending_pods::waiting(applied, desired);
         let drained = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
         let drains = plan.drains || drained;
+        let holds = applied.is_some_and(|applied| applied.holding_pods.is_some());
         let works = job_is_unrecorded || begins;
         let mut changing = works || drains;
         let named = waiting.map(|it| ending_pods::problem(seen.cluster, desired, it).sentence());
@@ -186,7 +187,7 @@ impl NodeSummary {
             changing,
             without_pod: begins
                 || job_is_unrecorded && job.is_some_and(|job| job.progress == JobProgress::NoPod),
-            waiting_for_pods: waiting.is_some() || drains,
+            waiting_for_pods: waiting.is_some() || drains || holds,
             waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
             lost: lost.collect(),

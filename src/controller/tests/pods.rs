@@ -767,6 +767,87 @@ fn a_removal_that_waits_for_pods_names_them() {
     );
 }
 
+/// A node that is to lose `spin`, whose handlers these pods use.
+fn held(scene: Scene, pods: &[EndingPod]) -> Scene {
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    report.using_pods = EndingPods::of(pods);
+    for handler in ["alias", "spin-v2"] {
+        let pods = pods.iter().filter(|pod| pod.handler == handler);
+        let number = pods.count();
+        report.handlers.push(HandlerReport {
+            shim: "spin".to_owned(),
+            handler: handler.to_owned(),
+            path: None,
+            sha256: None,
+            served: true,
+            reason: Some(format!(
+                "pods still use the handler ({number} on this node)"
+            )),
+            remedy: Some("delete the pods".to_owned()),
+            waits_for_pods: false,
+        });
+    }
+    scene
+        .later(1)
+        .job(JobProgress::Answered(Box::new(report)))
+        .stepped()
+}
+
+#[test]
+fn a_removal_names_the_pods_of_all_handlers_and_goes_on_within_seconds_of_the_last() {
+    let pods = [pod("api", "alias"), pod("web", "spin-v2")];
+    let leaving = || Scene::provisioned().no_longer_annotated().stepped();
+    let scene = held(leaving(), &pods);
+    let applied = scene.node.applied().unwrap();
+    assert_eq!(
+        applied.shims["spin"].reason.as_deref().unwrap(),
+        "pods still use the handlers alias, spin-v2 (2 on this node: default/api (handler alias), default/web (handler spin-v2)). Delete the pods"
+    );
+    assert_eq!(scene.node.pods_to_look_at(false), (pods.to_vec(), false));
+    // The next attempts of the back-off are far away.
+    let mut scene = scene.left(&pods);
+    for _ in 0..6 {
+        scene = held(scene.later(600).stepped(), &pods);
+    }
+    let plan = scene.decide();
+    assert_eq!(plan.look_again, Some(Duration::from_secs(5)));
+    assert!(!creates_job(&plan) && scene.summary().waiting_for_pods);
+    assert!(creates_job(&scene.left(&[]).decide()));
+    // Pods that the API server does not know cost no series of Jobs.
+    let mut scene = held(leaving(), &pods).left(&[]);
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        scene = until_job(scene, &mut waits);
+        scene = held(scene.stepped(), &pods);
+    }
+    assert_eq!(waits, [0, 0, 0, 30, 60, 120, 240, 480]);
+    let gone = until_job(scene, &mut waits).stepped();
+    let gone = gone.answers(Outcome::Applied, true, None).stepped();
+    assert_eq!(gone.stepped().node.applied(), None);
+}
+
+#[test]
+fn a_shim_stays_on_its_node_until_the_pods_of_its_removed_handlers_have_ended() {
+    let scene = Scene::provisioned().no_longer_annotated().stepped();
+    let mut report = ProvisionReport::new(Outcome::Partial);
+    report.using_pods = EndingPods::of(&[pod("web", "spin-v2")]);
+    report.handlers.push(HandlerReport {
+        shim: "spin".to_owned(),
+        handler: "spin-v2".to_owned(),
+        path: Some("/opt/farrier/bin/containerd-shim-spin".to_owned()),
+        sha256: None,
+        served: false,
+        reason: Some("pods still use the handler (1 on this node: default/web)".to_owned()),
+        remedy: None,
+        waits_for_pods: false,
+    });
+    let (after, plan) = scene.job(JobProgress::Answered(Box::new(report))).step();
+    let note = plan.event.unwrap().note;
+    assert!(note.contains("1 on this node: default/web"), "{note}");
+    assert_eq!(after.label("farrier.dev/spin"), Some("removing"));
+    assert!(after.node.applied().unwrap().holding_pods.is_some());
+}
+
 /// The progress of the Shims `spin` and `other`, and the phase of `other`.
 fn progress(scene: &Scene) -> ([Option<&str>; 2], Phase) {
     let labels = ["farrier.dev/spin", "farrier.dev/other"].map(|label| scene.label(label));

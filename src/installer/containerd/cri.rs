@@ -17,7 +17,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::containerd_config::{CniSettings, Value};
-use crate::handoff::printable;
+use crate::handoff::{EndingPod, printable};
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::file_name;
 
@@ -365,20 +365,23 @@ fn used(sandboxes: Vec<PodSandbox>, containers: &[Container]) -> Vec<Sandbox> {
     used.collect()
 }
 
-/// The pods of each handler, a name per sandbox, such as `default/web`. A sandbox without a handler counts for the handler `default`.
+/// The pods of each handler, one per sandbox. A sandbox without a handler counts for the handler `default`.
 #[must_use]
-pub fn pods_by_handler(sandboxes: &[Sandbox], default: &str) -> BTreeMap<String, Vec<String>> {
-    let mut pods = BTreeMap::<_, Vec<String>>::new();
+pub fn pods_by_handler(sandboxes: &[Sandbox], default: &str) -> BTreeMap<String, Vec<EndingPod>> {
+    let mut pods = BTreeMap::<_, Vec<EndingPod>>::new();
     for sandbox in sandboxes {
-        let Sandbox {
-            namespace,
-            name,
-            handler,
-            ..
-        } = sandbox;
-        let handler = if handler.is_empty() { default } else { handler };
+        let handler = match sandbox.handler.as_str() {
+            "" => default,
+            handler => handler,
+        };
+        let pod = EndingPod {
+            namespace: sandbox.namespace.clone(),
+            name: sandbox.name.clone(),
+            uid: sandbox.uid.clone(),
+            handler: handler.to_owned(),
+        };
         let of_handler = pods.entry(handler.to_owned()).or_default();
-        of_handler.push(format!("{namespace}/{name}"));
+        of_handler.push(pod.printable());
     }
     pods
 }
@@ -565,10 +568,8 @@ mod tests {
         ];
         let used = used(sandboxes.to_vec(), &containers);
         let pods = pods_by_handler(&used, "runc");
-        assert_eq!(
-            pods["spin"],
-            ["default/ready", "default/running", "default/unknown"]
-        );
+        let names = pods["spin"].iter().map(|pod| pod.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["ready", "running", "unknown"]);
     }
 
     #[test]
@@ -584,7 +585,11 @@ mod tests {
         };
         let sandboxes = [sandbox("web", ""), sandbox("wasm", "spin")];
         let pods = pods_by_handler(&sandboxes, "spin");
-        let of_spin = ["default/web", "default/wasm"].map(str::to_owned).into();
-        assert_eq!(pods, BTreeMap::from([("spin".to_owned(), of_spin)]));
+        assert_eq!(pods.keys().collect::<Vec<_>>(), ["spin"]);
+        let shown: Vec<_> = pods["spin"].iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            ["default/web (handler spin)", "default/wasm (handler spin)"]
+        );
     }
 }

@@ -103,8 +103,8 @@ pub struct HostFacts {
     pub network: Network,
     /// The CRI socket of the running containerd, where its command line names none and its present configuration another one.
     pub other_socket: Option<String>,
-    /// The pods of each handler, a name per sandbox.
-    pub in_use: BTreeMap<String, Vec<String>>,
+    /// The pods of each handler, one per sandbox.
+    pub in_use: BTreeMap<String, Vec<EndingPod>>,
     /// The pods that a restart of containerd ends, because their shims report no process, or why they are unknown.
     pub ending_pods: Result<Vec<EndingPod>, Problem>,
     /// The shim processes of Farrier's binaries that belong to no pod, or why they are unknown. Empty if containerd does not serve.

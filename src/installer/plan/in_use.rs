@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::{Value, runtimes_of_dump};
-use crate::handoff::Problem;
+use crate::handoff::{EndingPod, Problem};
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{InstallPaths, OwnedHandler};
@@ -22,7 +22,7 @@ const SHOWN_PROCESSES: usize = 10;
 #[derive(Debug, Clone)]
 pub(crate) struct Users<'a> {
     /// The pods of each handler.
-    pub(crate) pods: &'a BTreeMap<String, Vec<String>>,
+    pub(crate) pods: &'a BTreeMap<String, Vec<EndingPod>>,
     /// The shim processes without a pod.
     pub(crate) orphans: &'a [Orphan],
     /// What the configuration of others names.
@@ -154,8 +154,9 @@ impl<'a> Users<'a> {
     }
 }
 
-fn used_by(pods: &[String]) -> Problem {
-    let (number, pods) = (pods.len(), list(pods, SHOWN_PODS, String::clone));
+fn used_by(pods: &[EndingPod]) -> Problem {
+    let name = |pod: &EndingPod| format!("{}/{}", pod.namespace, pod.name);
+    let (number, pods) = (pods.len(), list(pods, SHOWN_PODS, name));
     Problem::with_help(
         format!("pods still use the handler ({number} on this node: {pods})"),
         "delete the pods",

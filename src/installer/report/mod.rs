@@ -58,6 +58,10 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
         Ok(_) | Err(_) if plan.waits_for.is_empty() => ended,
         Ok(_) | Err(_) => EndingPods::of(&plan.waits_for),
     };
+    let blocked = plan.handlers.iter().filter(|it| it.reason.is_some());
+    let using = blocked.filter_map(|it| facts.in_use.get(&it.handler));
+    let using: Vec<EndingPod> = using.flatten().cloned().collect();
+    report.using_pods = EndingPods::of(&using);
     report.files = files(facts, plan);
     let problems: Vec<&HandlerReport> = plan
         .handlers

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::failure::Error;
 use super::journal::{FinalState, Journal};
 use super::validate_config;
-use crate::handoff::{HandlerReport, Problem};
+use crate::handoff::{EndingPod, HandlerReport, Problem};
 use crate::installer::containerd::cri;
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::host::path::parent_directory;
@@ -211,8 +211,8 @@ fn directories(host: &HostRoot, facts: &HostFacts) -> BTreeSet<String> {
 pub(crate) enum InUse {
     /// All users are known.
     Known {
-        /// The pods of each handler, a name per sandbox.
-        pods: BTreeMap<String, Vec<String>>,
+        /// The pods of each handler, one per sandbox.
+        pods: BTreeMap<String, Vec<EndingPod>>,
         /// The shim processes without a pod.
         orphans: Vec<Orphan>,
     },
@@ -435,10 +435,16 @@ mod tests {
     }
 
     fn used(handlers: &[&str]) -> InUse {
-        let pods = ["default/web", "default/api"].map(str::to_owned).to_vec();
-        let pods = handlers
-            .iter()
-            .map(|name| ((*name).to_owned(), pods.clone()));
+        let pod = |handler: &str, name: &str| EndingPod {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+            handler: handler.to_owned(),
+        };
+        let pods = handlers.iter().map(|handler| {
+            let pods = ["web", "api"].map(|name| pod(handler, name));
+            ((*handler).to_owned(), pods.to_vec())
+        });
         InUse::Known {
             pods: pods.collect(),
             orphans: Vec::new(),
