@@ -111,7 +111,7 @@ fn the_role_of_the_controller_has_exactly_the_reviewed_rules() {
         "coordination.k8s.io: leases farrier: get update patch",
     ]);
     assert_eq!(rights("Role", "farrier"), in_its_namespace);
-    let for_events = set(&["events.k8s.io: events: create"]);
+    let for_events = set(&["events.k8s.io: events: create get patch"]);
     assert_eq!(rights("Role", "farrier-events"), for_events);
 }
 

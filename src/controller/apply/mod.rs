@@ -383,14 +383,35 @@ async fn delete_job(
 /// Publishes an Event. A failure is only logged, and delays no other write.
 async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
-    let object = event::build(subject, event, jiff::Timestamp::now());
-    if let Err(error) = success_on(events.create(&PostParams::default(), &object).await, &[409]) {
+    let now = jiff::Timestamp::now();
+    let object = event::build(subject, event, now);
+    let written = match events.create(&PostParams::default(), &object).await {
+        Err(error) if code(&error) == Some(409) => repeat_event(&events, &object, now).await,
+        created => created.map(|_| ()),
+    };
+    if let Err(error) = written {
         tracing::warn!(
             error = message(&error),
             note = event.note,
             "failed to publish an Event"
         );
     }
+}
+
+/// Counts an Event that exists already.
+async fn repeat_event(
+    events: &Api<Event>,
+    object: &Event,
+    now: jiff::Timestamp,
+) -> Result<(), kube::Error> {
+    let name = object.name_any();
+    let Some(first) = events.get_opt(&name).await? else {
+        // The lifetime of the first Event has ended meanwhile.
+        let created = events.create(&PostParams::default(), object).await;
+        return created.map(|_| ());
+    };
+    let patch = Patch::Merge(event::repetition(&first, now));
+    success_on(events.patch(&name, &patch_params(), &patch).await, &[404])
 }
 
 /// Carries out the plan for `shim`.
@@ -608,6 +629,47 @@ mod tests {
             answer.unwrap().refused_eviction.as_deref(),
             Some("default/web-0 (handler spin): no disruption")
         );
+    }
+
+    #[tokio::test]
+    async fn an_event_that_exists_is_counted_in_its_series() {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&requests);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let record = Arc::clone(&record);
+            async move {
+                let method = request.method().to_string();
+                let body = request.into_body().collect_bytes().await?;
+                let (code, answer) = match method.as_str() {
+                    "POST" => (
+                        409,
+                        json!({"kind": "Status", "status": "Failure", "code": 409, "message": "exists", "reason": "AlreadyExists"}),
+                    ),
+                    _ => (
+                        200,
+                        json!({
+                            "metadata": {"name": "e", "resourceVersion": "7"}, "eventTime": null,
+                            "series": {"count": 4, "lastObservedTime": "2026-01-01T00:00:00.000000Z"},
+                        }),
+                    ),
+                };
+                let document: Value = serde_json::from_slice(&body).unwrap_or_default();
+                record.lock().unwrap().push((method, document));
+                let answer = Body::from(answer.to_string().into_bytes());
+                let response = hyper::Response::builder().status(code).body(answer);
+                Ok::<_, kube::Error>(response.unwrap())
+            }
+        });
+        let client = Client::new(service, "farrier");
+        let subject = Subject::of::<NodeObject>("n1".to_owned(), "u".to_owned());
+        publish_event(&client, &subject, &EventSpec::failure("no route")).await;
+        let requests = requests.lock().unwrap();
+        let methods: Vec<&str> = requests.iter().map(|(method, _)| method.as_str()).collect();
+        assert_eq!(methods, ["POST", "GET", "PATCH"]);
+        let patch = &requests[2].1;
+        assert_eq!(patch["series"]["count"], 5);
+        assert_eq!(patch["metadata"], json!({"resourceVersion": "7"}));
+        assert!(patch.get("note").is_none(), "{patch}");
     }
 
     #[tokio::test]

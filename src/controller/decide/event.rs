@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource;
 
@@ -10,10 +10,6 @@ use crate::names::{self, reasons};
 
 /// Namespace of Events about objects without a namespace.
 pub const NAMESPACE: &str = "default";
-
-/// Seconds for which an equal Event is published once. This is the longest wait between attempts, so that a persistent failure is reported
-/// once per attempt.
-const PERIOD: i64 = 600;
 
 /// Longest note of an Event, in bytes; Kubernetes allows 1,024 (events.k8s.io/v1).
 pub const LONGEST_NOTE: usize = 1_000;
@@ -63,6 +59,19 @@ impl EventSpec {
             note: cut(reason, LONGEST_NOTE),
         }
     }
+
+    /// The Event for Shims that a host serves.
+    #[must_use]
+    pub fn provisioned(shims: &[&str]) -> Self {
+        Self {
+            warning: false,
+            reason: reasons::PROVISIONED.to_owned(),
+            note: cut(
+                &format!("the host serves {}", shims.join(", ")),
+                LONGEST_NOTE,
+            ),
+        }
+    }
 }
 
 /// The object of an Event.
@@ -93,11 +102,10 @@ impl Subject {
 
 /// The Event object about `subject`.
 ///
-/// Its name is a hash of its content and of its period of [`PERIOD`] seconds, so that equal Events within a period are one object.
+/// Its name is a hash of its content, so that equal Events are one object, which [`repetition`] counts.
 #[must_use]
 pub fn build(subject: &Subject, event: &EventSpec, now: Timestamp) -> Event {
-    let since = now.as_second().div_euclid(PERIOD);
-    let identity = format!("{}/{since}/{}/{}", subject.uid, event.reason, event.note);
+    let identity = format!("{}/{}/{}", subject.uid, event.reason, event.note);
     Event {
         metadata: ObjectMeta {
             name: Some(format!(
@@ -126,25 +134,48 @@ pub fn build(subject: &Subject, event: &EventSpec, now: Timestamp) -> Event {
     }
 }
 
+/// The change of an Event that is published again: the series of the first one counts it (Kubernetes API reference, `EventSeries`).
+#[must_use]
+pub fn repetition(first: &Event, now: Timestamp) -> Event {
+    let before = first.series.as_ref().map_or(1, |series| series.count);
+    Event {
+        metadata: ObjectMeta {
+            resource_version: first.metadata.resource_version.clone(),
+            ..ObjectMeta::default()
+        },
+        series: Some(EventSeries {
+            // The API server accepts no series of fewer than two.
+            count: before.max(1).saturating_add(1),
+            last_observed_time: MicroTime(now),
+        }),
+        ..Event::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::controller::cluster::slim::NodeObject;
 
     #[test]
-    fn equal_events_within_ten_minutes_are_one_object() {
-        let name = |note: &str, second: i64| {
-            let event = EventSpec {
-                warning: true,
-                reason: "ProvisionFailed".to_owned(),
-                note: note.to_owned(),
-            };
+    fn equal_events_are_one_object_with_a_count_and_the_last_time() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let published = |note: &str, second: i64| {
+            let event = EventSpec::failure(note);
             let subject = Subject::of::<NodeObject>("n1".to_owned(), "uid".to_owned());
-            let now = Timestamp::from_second(second).unwrap();
-            build(&subject, &event, now).metadata.name.unwrap()
+            build(&subject, &event, at(second))
         };
-        assert_eq!(name("no route", 1_200), name("no route", 1_799));
-        assert_ne!(name("no route", 1_200), name("no route", 1_800));
+        let name = |note: &str, second: i64| published(note, second).metadata.name.unwrap();
+        assert_eq!(name("no route", 1_200), name("no route", 9_999));
         assert_ne!(name("no route", 1_200), name("wrong digest", 1_200));
+        let mut event = published("no route", 1_200);
+        for (count, second) in [(2, 1_300), (3, 9_999)] {
+            event.series = repetition(&event, at(second)).series;
+            let series = event.series.as_ref().unwrap();
+            assert_eq!(
+                (series.count, series.last_observed_time.0),
+                (count, at(second))
+            );
+        }
     }
 }

@@ -631,7 +631,7 @@ fn finish_attempt(
     let open = failed || rebooted || !all_listed(seen.node, &applied);
     applied.attempts = if open { applied.attempts.max(1) } else { 0 };
     let note = applied.reason.clone();
-    let shims: Vec<String> = applied.shims.keys().cloned().collect();
+    let shims: Vec<&str> = applied.shims.keys().map(String::as_str).collect();
     let event = match (note, shims.is_empty()) {
         (Some(note), _) => EventSpec::failure(&note),
         (None, true) => EventSpec {
@@ -639,11 +639,7 @@ fn finish_attempt(
             reason: reasons::REMOVED.to_owned(),
             note: "the host carries no shim any more".to_owned(),
         },
-        (None, false) => EventSpec {
-            warning: false,
-            reason: reasons::PROVISIONED.to_owned(),
-            note: format!("the host serves {}", shims.join(", ")),
-        },
+        (None, false) => EventSpec::provisioned(&shims),
     };
     JobEnd {
         event: Some(event),

@@ -187,7 +187,7 @@ fn record_job_end(seen: &Observed, desired: &Desired, job: &JobView, ended: JobE
     let mut plan = plan_with_labels(seen, desired, Some(ended.applied), step);
     // The report says that the host serves a Shim whose binary is another one than on the first node.
     let failed = plan.event.take();
-    let failed = failed.filter(|_| !desired.distrusted.is_empty());
+    let failed = failed.filter(|event| event.warning && !desired.distrusted.is_empty());
     Plan {
         event: failed.or(ended.event),
         ended: Some(ended.ended),

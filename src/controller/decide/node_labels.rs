@@ -79,9 +79,9 @@ pub fn plan_with_labels(
         applied,
         job_is_there,
     );
-    let event = edit
-        .as_ref()
-        .and_then(|edit| impossible_shims_event(edit, desired));
+    let event = edit.as_ref().and_then(|edit| {
+        impossible_shims_event(edit, desired).or_else(|| served_again(edit, seen.node))
+    });
     Plan {
         edit,
         event,
@@ -100,6 +100,21 @@ fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpe
         .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?.sentence())))
         .collect();
     (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
+}
+
+/// The Event for Shims that are served after a failure, also where no Job was needed.
+fn served_again(edit: &NodeEdit, node: &NodeView) -> Option<EventSpec> {
+    let was_failed = |label: &str| {
+        let before = node.labels.get(label).map(String::as_str);
+        before == Some(Progress::Failed.label())
+    };
+    let now_served = edit.labels.iter().filter_map(|(label, value)| {
+        let shim = label.strip_prefix(names::SHIM_LABEL_PREFIX)?;
+        let is_served = value.as_deref() == Some(Progress::Provisioned.label());
+        (is_served && was_failed(label)).then_some(shim)
+    });
+    let shims: Vec<&str> = now_served.collect();
+    (!shims.is_empty()).then(|| EventSpec::provisioned(&shims))
 }
 
 /// The edit that brings labels, annotation and taints of the node up to date; `None` if they are.

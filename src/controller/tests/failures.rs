@@ -203,6 +203,22 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
 }
 
 #[test]
+fn a_shim_that_is_served_again_without_a_job_is_reported() {
+    let mut scene = Scene::provisioned();
+    let before = scene.spec().clone();
+    scene.spec().fetch_strategy.anon_http = None;
+    let (mut failed, plan) = scene.step();
+    assert!(plan.event.unwrap().warning);
+    assert_eq!(failed.label("farrier.dev/spin"), Some("failed"));
+    *failed.spec() = before;
+    let (after, plan) = failed.step();
+    let event = plan.event.unwrap();
+    assert_eq!((event.warning, &*event.reason), (false, "Provisioned"));
+    assert_eq!(event.note, "the host serves spin");
+    assert_eq!((plan.job, after.decide().event), (JobStep::None, None));
+}
+
+#[test]
 fn a_report_on_an_older_request_does_not_answer_the_current_one() {
     let mut scene = scene().annotated().stepped();
     scene.upgrade();
