@@ -42,6 +42,8 @@ pub struct NodeView {
     pub runtime_handlers: Option<BTreeSet<String>>,
     /// The condition Ready is true.
     pub ready: bool,
+    /// The heartbeat of the condition Ready, which changes with each write of the status by the kubelet. It is compared with no clock.
+    pub heartbeat: Option<Timestamp>,
     /// The node is cordoned.
     pub cordoned: bool,
     /// It is a control-plane node.
@@ -63,6 +65,9 @@ impl From<&NodeObject> for NodeView {
         });
         let is_ready =
             |condition: &NodeCondition| condition.kind == "Ready" && condition.status == "True";
+        let mut conditions = status.conditions.iter();
+        let heartbeat = conditions.find(|condition| condition.kind == "Ready");
+        let heartbeat = heartbeat.and_then(|condition| condition.last_heartbeat.as_ref());
         let control_plane = |key: &&str| node.labels().contains_key(*key);
         Self {
             name: node.name_any(),
@@ -76,6 +81,7 @@ impl From<&NodeObject> for NodeView {
             runtime: status.node_info.container_runtime_version.clone(),
             runtime_handlers: runtime_handlers.filter(|handlers| !handlers.is_empty()),
             ready: status.conditions.iter().any(is_ready),
+            heartbeat: heartbeat.map(|time| time.0),
             cordoned: spec.unschedulable,
             control_plane: names::CONTROL_PLANE_LABELS.iter().any(control_plane),
             taints: spec.taints.clone(),
@@ -116,6 +122,23 @@ impl NodeView {
         self.runtime_handlers
             .as_ref()
             .is_none_or(|handlers| handlers.contains(handler))
+    }
+
+    /// Whether the kubelet lists every handler that the last report says is served.
+    #[must_use]
+    pub fn lists_all(&self, applied: &Applied) -> bool {
+        let shims = applied.shims.values();
+        let mut handlers = shims.flat_map(|shim| &shim.handlers);
+        handlers.all(|(handler, served)| !served || self.lists(handler))
+    }
+
+    /// The node as far as a decision depends on it. Only while the kubelet does not list a handler, the decision depends on its writes.
+    #[must_use]
+    pub fn relevant(self) -> Self {
+        let may_lack = self.heartbeat.is_some() && self.runtime_handlers.is_some();
+        let lacks = may_lack && self.applied().is_some_and(|it| !self.lists_all(&it));
+        let heartbeat = self.heartbeat.filter(|_| lacks);
+        Self { heartbeat, ..self }
     }
 
     /// Shims with a progress label on the node.
@@ -193,6 +216,9 @@ pub struct Applied {
     /// The pods that hold up a removal, if the last report named any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holding_pods: Option<HoldingPods>,
+    /// Whether the kubelet lists the served handlers yet; absent if it lists all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlisted: Option<Unlisted>,
     /// Handlers in the report that was read just now. Not part of the annotation.
     #[serde(skip)]
     pub reported: BTreeSet<String>,
@@ -294,6 +320,28 @@ pub struct HoldingPods {
     /// Jobs in a row that were created because the pods had ended, and that named pods again.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts: u32,
+}
+
+/// The writes of the kubelet since a report after which the kubelet does not list a served handler.
+///
+/// The first write may be of a status that the kubelet gathered before the report. The second one is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unlisted {
+    /// The heartbeat of the last write that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<Timestamp>,
+    /// Number of writes, two at most.
+    #[serde(default)]
+    pub writes: u32,
+}
+
+impl Unlisted {
+    /// Whether the kubelet had to list the handler by now.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.writes >= 2
+    }
 }
 
 /// The pods that a restart of containerd ended.

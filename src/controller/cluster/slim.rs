@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,9 @@ pub struct NodeCondition {
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
+    /// Time of the kubelet's last write of the status (Kubernetes API reference, `NodeCondition`).
+    #[serde(default, rename = "lastHeartbeatTime")]
+    pub last_heartbeat: Option<Time>,
 }
 
 /// The host of a node.

@@ -123,7 +123,7 @@ impl Triggers {
                 Trigger::NodeGone(node.name_any())
             }
             Change::Here(node) => {
-                let view = NodeView::from(*node);
+                let view = NodeView::from(*node).relevant();
                 let mut hasher = DefaultHasher::new();
                 view.hash(&mut hasher);
                 let brief = hasher.finish();
@@ -181,7 +181,36 @@ impl Triggers {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
     use super::*;
+
+    #[rstest]
+    #[case::listed(json!([{"name": "spin"}]), false)]
+    #[case::missing(json!([{"name": "runc"}]), true)]
+    #[case::none_is_listed(json!(null), false)]
+    fn a_heartbeat_triggers_a_node_only_while_the_kubelet_does_not_list_a_handler(
+        #[case] listed: serde_json::Value,
+        #[case] triggers: bool,
+    ) {
+        let node = |second: u32| -> NodeObject {
+            let ready = json!({
+                "type": "Ready", "status": "True", "lastHeartbeatTime": format!("2026-01-01T00:00:{second:02}Z"),
+            });
+            let applied = r#"{"nodeUid":"u","shims":{"spin":{"handlers":{"spin":true}}}}"#;
+            serde_json::from_value(json!({
+                "metadata": {"name": "n1", "uid": "u", "annotations": {"farrier.dev/applied": applied}},
+                "status": {"conditions": [ready], "runtimeHandlers": listed},
+            }))
+            .unwrap()
+        };
+        let mut routes = Triggers::default();
+        let here = Trigger::Node("n1".to_owned());
+        assert_eq!(routes.node(&Change::Here(&node(1))), here);
+        let expected = if triggers { here } else { Trigger::Nothing };
+        assert_eq!(routes.node(&Change::Here(&node(2))), expected);
+    }
 
     #[test]
     fn a_change_after_a_new_list_triggers_even_if_it_equals_an_older_state() {

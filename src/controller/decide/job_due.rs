@@ -203,11 +203,7 @@ pub fn next_look(seen: &Observed, applied: Option<&Applied>) -> Option<Duration>
 /// Whether the kubelet lists every served handler.
 #[must_use]
 pub fn all_listed(node: &NodeView, applied: &Applied) -> bool {
-    applied
-        .shims
-        .values()
-        .flat_map(|shim| &shim.handlers)
-        .all(|(handler, served)| !served || node.lists(handler))
+    node.lists_all(applied)
 }
 
 /// The wait after so many failed attempts: [`FIRST_RETRY`], doubled for each attempt after the first one.

@@ -11,7 +11,7 @@ use super::types::{Ended, Observed};
 use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{
-    Applied, AppliedShim, EndedPods, HoldingPods, NodeView, WaitingForPods,
+    Applied, AppliedShim, EndedPods, HoldingPods, NodeView, Unlisted, WaitingForPods,
 };
 use crate::handoff::{
     EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
@@ -125,13 +125,21 @@ fn read(
         || applied.digest != job.digest
         || applied.reason.is_some();
     let before = std::mem::take(&mut applied.shims);
+    let served_before = served_handlers(&before);
     applied.shims = shims_after_report(before, request, report, &waiting_shims);
     let reported = report.handlers.iter().map(|entry| entry.handler.clone());
     applied.reported = reported.filter(|handler| is_label_name(handler)).collect();
     let lingering = record_still_there(&mut applied, request, report);
     applied.holding_pods = next_holding(applied.holding_pods.as_ref(), request, report);
-    // The kubelet had time to list the handlers once a second attempt was made.
-    if applied.attempts > 1 {
+    let is_same = report.restarts == 0 && served_before == served_handlers(&applied.shims);
+    let counted = applied.unlisted.take().filter(|_| is_same);
+    applied.unlisted = (!all_listed(seen.node, &applied)).then(|| {
+        counted.unwrap_or(Unlisted {
+            heartbeat: seen.node.heartbeat,
+            writes: 0,
+        })
+    });
+    if applied.unlisted.as_ref().is_some_and(Unlisted::is_certain) {
         mark_unlisted(&mut applied, seen.node);
     }
     applied.digest = job.digest;
@@ -522,9 +530,42 @@ fn problem(entry: &HandlerReport) -> Option<Problem> {
     Some(Problem { message, help })
 }
 
-/// Marks Shims as failed that containerd serves and the kubelet does not list.
-fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
-    for shim in applied.shims.values_mut() {
+/// The served handlers of all Shims.
+fn served_handlers(shims: &BTreeMap<String, AppliedShim>) -> BTreeSet<String> {
+    let handlers = shims.values().flat_map(|shim| &shim.handlers);
+    let served = handlers.filter(|(_, served)| **served);
+    served.map(|(handler, _)| handler.clone()).collect()
+}
+
+/// Counts the writes of a kubelet that does not list a served handler. Returns the Event if the handler counts as missing from now on.
+pub fn count_unlisted(node: &NodeView, applied: &mut Applied) -> Option<EventSpec> {
+    let before = applied.unlisted.take()?;
+    if all_listed(node, applied) {
+        return None;
+    }
+    if before.is_certain() || before.heartbeat == node.heartbeat {
+        applied.unlisted = Some(before);
+        return None;
+    }
+    let unlisted = Unlisted {
+        heartbeat: node.heartbeat,
+        writes: before.writes.saturating_add(1),
+    };
+    let is_certain = unlisted.is_certain();
+    applied.unlisted = Some(unlisted);
+    if !is_certain {
+        return None;
+    }
+    let marked = mark_unlisted(applied, node);
+    let note = cut(&marked.join("; "), LONGEST_NOTE);
+    applied.reason.get_or_insert_with(|| note.clone());
+    Some(EventSpec::failure(&note))
+}
+
+/// Marks Shims as failed that containerd serves and the kubelet does not list. Returns a sentence for each.
+fn mark_unlisted(applied: &mut Applied, node: &NodeView) -> Vec<String> {
+    let mut marked = Vec::new();
+    for (name, shim) in &mut applied.shims {
         let served = shim.handlers.iter().filter(|(_, served)| **served);
         let unlisted: Vec<&str> = served
             .map(|(handler, _)| handler.as_str())
@@ -532,12 +573,15 @@ fn mark_unlisted(applied: &mut Applied, node: &NodeView) {
             .collect();
         if !unlisted.is_empty() && shim.reason.is_none() {
             let unlisted = unlisted.join(", ");
-            shim.reason = Some(shortened(&Problem::with_help(
+            let reason = shortened(&Problem::with_help(
                 format!("containerd serves {unlisted} but the kubelet does not list it"),
                 "check that the kubelet uses this containerd",
-            )));
+            ));
+            marked.push(format!("shim {name}: {reason}"));
+            shim.reason = Some(reason);
         }
     }
+    marked
 }
 
 /// Records the handlers of Shims that were not requested and that the host still has: they are in use, or their removal failed.

@@ -74,8 +74,11 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
     if seen.node.deleting {
         return None;
     }
-    let applied = applied(seen.node, seen.cluster);
+    let mut applied = applied(seen.node, seen.cluster);
     let job_is_unrecorded = job_is_unrecorded(seen, applied.as_ref());
+    // A Job that is running may restart containerd.
+    let known = applied.as_mut().filter(|_| !job_is_unrecorded);
+    let unlisted = known.and_then(|applied| job_result::count_unlisted(seen.node, applied));
     let unread = seen.job.filter(|_| job_is_unrecorded);
     let desired = Desired::new(
         seen.node,
@@ -104,8 +107,12 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
             job_is_unrecorded,
         });
     }
+    let plan = next(seen, &desired, applied.clone());
     Some(Decision {
-        plan: next(seen, &desired, applied.clone()),
+        plan: Plan {
+            event: unlisted.or(plan.event),
+            ..plan
+        },
         desired,
         applied,
         job_is_unrecorded,

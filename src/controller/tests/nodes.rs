@@ -204,21 +204,79 @@ fn a_report_from_before_a_reboot_is_verified() {
     assert_eq!(again.stepped().later(3_600).decide().job, JobStep::None);
 }
 
-#[test]
-fn a_handler_that_the_kubelet_does_not_list_after_a_second_attempt_is_a_failure() {
-    let mut scene = scene()
-        .annotated()
-        .stepped()
-        .answers(Outcome::Applied, true, None);
+/// The kubelet writes the status of its node once more.
+fn heartbeat(mut scene: Scene, second: i64) -> Scene {
+    scene.node.heartbeat = Some(start() + SignedDuration::from_secs(second));
+    scene
+}
+
+/// A report says that `spin-v2` is served, and the kubelet does not list it. The Job may be the second one after a failure.
+fn not_listed(second: bool) -> Scene {
+    let mut scene = heartbeat(scene().annotated(), 0).stepped();
+    if second {
+        let failed = scene.answers(Outcome::RolledBack, false, Some("interrupted"));
+        scene = failed.stepped().later(30).stepped();
+    }
+    scene = scene.answers(Outcome::Applied, true, None);
     scene.node.runtime_handlers = Some(["runc".to_owned()].into());
-    let again = scene.stepped().later(121).stepped();
-    let (after, plan) = again.answers(Outcome::Unchanged, true, None).step();
-    assert!(plan.event.unwrap().note.contains("does not list it"));
-    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
-    let mut listed = after;
-    listed.node.runtime_handlers = Some(["spin-v2".to_owned()].into());
-    let listed = listed.stepped();
+    scene.report().restarts = 1;
+    scene.stepped()
+}
+
+#[rstest]
+fn a_handler_that_the_kubelet_does_not_list_counts_from_its_second_write_after_the_report(
+    #[values(false, true)] second: bool,
+) {
+    let reported = not_listed(second);
+    assert_eq!(reported.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(reported.status(0).status.unwrap().nodes_failed, 0);
+    // However much time passes, and whatever else changes.
+    let (reported, plan) = reported.later(90).step();
+    assert_eq!(plan.event, None);
+    let (first, plan) = heartbeat(reported, 10).step();
+    assert_eq!(plan.event, None);
+    assert_eq!(first.label("farrier.dev/spin"), Some("pending"));
+    assert_eq!(first.stepped().decide().event, None, "the same write");
+    let (listed, plan) = {
+        let mut listed = heartbeat(not_listed(second), 10).stepped();
+        listed.node.runtime_handlers = Some(["spin-v2".to_owned()].into());
+        heartbeat(listed, 20).step()
+    };
+    assert_eq!(plan.event, None);
     assert_eq!(listed.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(listed.node.applied().unwrap().unlisted, None);
+}
+
+#[test]
+fn a_handler_that_the_kubelet_never_lists_is_a_failure_until_it_is_listed() {
+    let (after, plan) = heartbeat(heartbeat(not_listed(false), 10).stepped(), 20).step();
+    let event = plan.event.unwrap();
+    assert!(
+        event.warning && event.note.contains("does not list it"),
+        "{event:?}"
+    );
+    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    // A Job that finds the host as it was doesn't let the Shim look well, and further writes change nothing.
+    let again = after.later(30).stepped();
+    let again = again.answers(Outcome::Unchanged, true, None).stepped();
+    assert_eq!(again.label("farrier.dev/spin"), Some("failed"));
+    let mut later = heartbeat(again, 30);
+    assert_eq!(later.decide().edit, None);
+    later.node.runtime_handlers = Some(["spin-v2".to_owned()].into());
+    let (listed, plan) = later.step();
+    assert_eq!(listed.label("farrier.dev/spin"), Some("provisioned"));
+    assert_eq!(plan.event.unwrap().reason, "Provisioned");
+    // A restart of containerd begins the count anew.
+    let mut restarted = listed.later(3_600).stepped();
+    restarted = restarted.answers(Outcome::Applied, true, None);
+    restarted.report().restarts = 1;
+    restarted.node.runtime_handlers = Some(["runc".to_owned()].into());
+    let restarted = restarted.stepped();
+    assert_eq!(
+        restarted.node.applied().unwrap().unlisted.unwrap().writes,
+        0
+    );
+    assert_eq!(restarted.label("farrier.dev/spin"), Some("pending"));
 }
 
 const KWASM: &str = "kwasm.sh/kwasm-provisioned";

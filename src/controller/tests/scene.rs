@@ -83,6 +83,7 @@ pub(super) fn scene() -> Scene {
             runtime: "containerd://2.1.9".to_owned(),
             runtime_handlers: None,
             ready: true,
+            heartbeat: None,
             cordoned: false,
             control_plane: false,
             taints: Vec::new(),
