@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, ValueEnum as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
 use farrier::handoff::{OnRestart, printable};
@@ -40,12 +41,13 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::try_from(status).unwrap_or(1));
     }
     installer::host::exec::enable_child_main(None);
-    let cli = Cli::parse_from(arguments);
+    let matches = Cli::command().get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,
         LogFormat::Json => telemetry::Format::Json,
     };
-    if let Err(error) = telemetry::init(&cli.log, format) {
+    if let Err(error) = telemetry::init(log_filter(&cli, &matches), format) {
         telemetry::print_error(&error, Some(error.help()));
         return ExitCode::from(USAGE);
     }
@@ -55,10 +57,38 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let status = runtime.block_on(dispatch(cli.command));
+    let logging = Logging {
+        filter: cli.log,
+        format: cli.log_format,
+    };
+    let status = runtime.block_on(dispatch(cli.command, logging));
     // A thread may still wait for a program of the host that even SIGKILL does not end. This process ends without that thread.
     runtime.shutdown_background();
     status
+}
+
+/// How this process logs, and how the Jobs of a controller do.
+struct Logging {
+    filter: String,
+    format: LogFormat,
+}
+
+/// The filter of this process. A command that only prints something has a filter of its own: in the pod of the controller, the environment
+/// has that of the controller.
+fn log_filter<'a>(cli: &'a Cli, matches: &ArgMatches) -> &'a str {
+    let is_typed = matches.value_source("log") == Some(ValueSource::CommandLine);
+    match cli.command {
+        Command::Status(_) | Command::Completions { .. } if !is_typed => "warn",
+        Command::Install(_)
+        | Command::Uninstall(_)
+        | Command::Fetch(_)
+        | Command::Doctor(_)
+        | Command::Controller(_)
+        | Command::UninstallCluster(_)
+        | Command::Status(_)
+        | Command::Crd(_)
+        | Command::Completions { .. } => &cli.log,
+    }
 }
 
 /// The async runtime for a command.
@@ -81,14 +111,14 @@ fn runtime(command: &Command) -> io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-async fn dispatch(command: Command) -> ExitCode {
+async fn dispatch(command: Command, logging: Logging) -> ExitCode {
     match command {
         Command::Install(install) => run_install(install).await,
         Command::Uninstall(uninstall) => run_uninstall(uninstall).await,
         Command::Fetch(fetch) => run_fetch(fetch).await,
         Command::Doctor(doctor) => run_doctor(doctor).await,
-        Command::Controller(controller) => run_controller(controller).await,
-        Command::UninstallCluster(uninstall) => run_uninstall_cluster(uninstall).await,
+        Command::Controller(controller) => run_controller(controller, logging).await,
+        Command::UninstallCluster(uninstall) => run_uninstall_cluster(uninstall, logging).await,
         Command::Status(cli::Status { output }) => {
             match controller::status_table(output == Output::Json).await {
                 Ok(status) if status.has_failure => {
@@ -112,7 +142,7 @@ async fn dispatch(command: Command) -> ExitCode {
     }
 }
 
-fn settings(controller: cli::Controller) -> controller::Settings {
+fn settings(controller: cli::Controller, logging: Logging) -> controller::Settings {
     let cli::Controller {
         namespace,
         image,
@@ -170,6 +200,11 @@ fn settings(controller: cli::Controller) -> controller::Settings {
         .filter_map(|(variable, value)| Some((variable, value?)))
         .collect(),
         reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
+        log_filter: logging.filter,
+        log_format: logging
+            .format
+            .to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned()),
         lease_name,
         identity: identity.unwrap_or_else(identity_of_process),
         listen,
@@ -196,8 +231,8 @@ fn identity_of_process() -> String {
     format!("{}-{}", host.to_string_lossy(), std::process::id())
 }
 
-async fn run_controller(controller: cli::Controller) -> ExitCode {
-    match controller::run(settings(controller)).await {
+async fn run_controller(controller: cli::Controller, logging: Logging) -> ExitCode {
+    match controller::run(settings(controller, logging)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The controller writes nothing but log lines.
@@ -207,7 +242,7 @@ async fn run_controller(controller: cli::Controller) -> ExitCode {
     }
 }
 
-async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
+async fn run_uninstall_cluster(uninstall: cli::UninstallCluster, logging: Logging) -> ExitCode {
     let cli::UninstallCluster {
         deployment,
         deadline,
@@ -219,7 +254,7 @@ async fn run_uninstall_cluster(uninstall: cli::UninstallCluster) -> ExitCode {
         deadline: Duration::from_secs(deadline),
         keep_hosts,
     };
-    match controller::uninstall(settings(controller), options).await {
+    match controller::uninstall(settings(controller, logging), options).await {
         Ok(summary) => print(&summary.to_string()),
         Err(error) => fail_with_help(&error, error.help().as_deref()),
     }

@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
 
 /// Format of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +18,12 @@ pub enum Format {
 
 /// The reason why logging can't be set up. [`Error::help`] says how to correct the cause.
 #[derive(Debug, thiserror::Error)]
-#[error("invalid log filter {filter:?}: {source}")]
+#[error("invalid log filter {filter:?}: {cause}")]
 pub struct Error {
     /// The filter.
     filter: String,
-    /// The error of the parser.
-    #[source]
-    source: ParseError,
+    /// What is wrong with it.
+    cause: String,
 }
 
 impl Error {
@@ -39,15 +37,59 @@ impl Error {
 /// The format that [`init`] has set.
 static FORMAT: OnceLock<Format> = OnceLock::new();
 
+/// The levels, from no line to all lines.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The directives of `filter`, a level or levels by module. A level is that of Farrier's own lines. Libraries log at `info` at most unless a
+/// module is named: the frames of HTTP/2 would hide what Farrier decides.
+///
+/// # Errors
+/// What is wrong with the filter: an unknown level, which the subscriber would take for the name of a module.
+fn directives(filter: &str) -> Result<String, String> {
+    if filter.contains('[') {
+        // A filter on spans, which may contain commas.
+        return Ok(filter.to_owned());
+    }
+    let (mut own, mut modules) = (None, Vec::new());
+    for part in filter.split(',').map(str::trim) {
+        let (module, level) = match part.rsplit_once('=') {
+            Some((module, level)) => (module.trim(), level.trim()),
+            None => ("", part),
+        };
+        let lower = level.to_ascii_lowercase();
+        if !LEVELS.contains(&lower.as_str()) {
+            return Err(format!("{level:?} is not a level"));
+        }
+        if part.contains('=') {
+            modules.push(format!("{module}={lower}"));
+        } else {
+            own = Some(lower);
+        }
+    }
+    let (libraries, own) = match own.as_deref() {
+        Some(level @ ("debug" | "trace")) => ("info", level),
+        Some(level) => (level, level),
+        // Failures of the other modules are logged, too.
+        None => ("warn", "info"),
+    };
+    if !modules.iter().any(|it| it.starts_with("farrier=")) {
+        modules.insert(0, format!("farrier={own}"));
+    }
+    modules.insert(0, libraries.to_owned());
+    Ok(modules.join(","))
+}
+
 /// Writes log lines that pass `filter` to standard error, for the rest of the process.
 ///
 /// # Errors
 /// When `filter` is invalid.
 pub fn init(filter: &str, format: Format) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(filter).map_err(|source| Error {
+    let invalid = |cause: String| Error {
         filter: filter.to_owned(),
-        source,
-    })?;
+        cause,
+    };
+    let directives = directives(filter).map_err(invalid)?;
+    let filter = EnvFilter::try_new(directives).map_err(|error| invalid(error.to_string()))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal() && wants_colour(std::env::var_os("NO_COLOR")))
@@ -108,5 +150,34 @@ mod tests {
         assert_eq!(error_text(&"no room", None), "error: no room\n");
         let text = error_text(&"no room", Some("delete a file"));
         assert_eq!(text, "error: no room\nhelp: delete a file\n");
+    }
+
+    #[rstest]
+    #[case::level("info", "info,farrier=info")]
+    #[case::upper_case("WARN", "warn,farrier=warn")]
+    #[case::debug("debug", "info,farrier=debug")]
+    #[case::trace("trace", "info,farrier=trace")]
+    #[case::off("off", "off,farrier=off")]
+    #[case::module("farrier=debug", "warn,farrier=debug")]
+    #[case::library("debug, h2=trace", "info,farrier=debug,h2=trace")]
+    #[case::modules("farrier=debug,kube=info", "warn,farrier=debug,kube=info")]
+    #[case::span(
+        "farrier[reconcile{node=n1}]=debug",
+        "farrier[reconcile{node=n1}]=debug"
+    )]
+    fn a_level_is_that_of_the_own_lines(#[case] filter: &str, #[case] expected: &str) {
+        let directives = directives(filter).unwrap();
+        assert_eq!(directives, expected);
+        EnvFilter::try_new(directives).unwrap();
+    }
+
+    #[rstest]
+    #[case::no_level("verbose", "\"verbose\" is not a level")]
+    #[case::of_a_module("farrier=verbose", "\"verbose\" is not a level")]
+    #[case::module_without_a_level("farrier", "\"farrier\" is not a level")]
+    #[case::empty("", "\"\" is not a level")]
+    #[case::empty_part("info,", "\"\" is not a level")]
+    fn an_unknown_level_is_refused(#[case] filter: &str, #[case] cause: &str) {
+        assert_eq!(directives(filter).unwrap_err(), cause);
     }
 }

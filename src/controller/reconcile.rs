@@ -20,6 +20,7 @@ use super::cluster::node_view::NodeView;
 use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::NodeObject;
 use super::memory::Context;
+use crate::names::reasons;
 
 /// Objects that are written at a time. kube's client has no limit on requests per second, unlike client-go (5, bursts of 10). With some 5
 /// ms per request, this limit allows about a thousand requests per second. The API server delays further requests (Kubernetes, *API
@@ -167,7 +168,16 @@ async fn reconcile_node(
     if !plan.is_empty() {
         let labels = plan.edit.as_ref().map(ToString::to_string);
         let note = plan.event.as_ref().map(|event| event.note.as_str());
-        tracing::info!(job = %plan.job, labels, note, "reconciled node");
+        match &plan.event {
+            // One line for each failed node.
+            Some(event) if event.reason == reasons::PROVISION_FAILED => {
+                tracing::warn!(job = %plan.job, labels, note, "node failed");
+            }
+            Some(event) if event.warning => {
+                tracing::warn!(job = %plan.job, labels, note, "reconciled node");
+            }
+            Some(_) | None => tracing::info!(job = %plan.job, labels, note, "reconciled node"),
+        }
     }
     let (client, settings) = (&context.client, &context.settings);
     let write = apply::node(client, settings, &node, &plan, &context.metrics);

@@ -49,6 +49,10 @@ pub struct Settings {
     pub job_proxies: BTreeMap<&'static str, String>,
     /// A node also declares the handlers of Shims that it does not carry, when containerd is restarted anyway.
     pub reserve_handlers: bool,
+    /// Filter of the log lines of the Jobs, as that of the controller.
+    pub log_filter: String,
+    /// Format of the log lines of the Jobs: `text` or `json`.
+    pub log_format: String,
     /// Name of the Lease in the namespace.
     pub lease_name: String,
     /// Identity of this replica in the Lease.

@@ -50,11 +50,33 @@ pub fn settings() -> Settings {
         job_priority_class: None,
         job_proxies: BTreeMap::new(),
         reserve_handlers: true,
+        log_filter: "info".to_owned(),
+        log_format: "text".to_owned(),
         lease_name: "farrier".to_owned(),
         identity: "a".to_owned(),
         listen: ([127, 0, 0, 1], 0).into(),
         probe_listen: None,
     }
+}
+
+#[test]
+fn the_rules_of_a_decision_are_told() {
+    assert_eq!(scene().explain(), "no Shim; no Job is due");
+    let mut asked = scene().annotated();
+    assert_eq!(asked.explain(), "spin is wanted; a Job is due, hold None");
+    asked.node.ready = false;
+    let rules = "spin is wanted; a Job is due once the node is ready and not cordoned";
+    assert_eq!(asked.explain(), rules);
+    let failed = scene()
+        .annotated()
+        .stepped()
+        .answers(Outcome::Refused, false, Some("no"));
+    assert_eq!(
+        failed.stepped().explain(),
+        "spin is wanted; the next Job is due in 30 s"
+    );
+    let leaving = Scene::provisioned().no_longer_annotated().stepped();
+    assert_eq!(leaving.explain(), "spin leaves; the Job runs");
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub mod transaction;
 use std::borrow::Cow;
 use std::path::Path;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 pub use artifact::fetch::FetchOptions;
 use containerd::orphans;
@@ -287,6 +287,13 @@ async fn run(
         Err(error) => return result(report_failure(report, Failure::Refused(error), &[]), None),
     };
     add_host_info(&mut report, &facts);
+    debug!(
+        distro = facts.distro.id,
+        containerd = facts.version.map(tracing::field::display),
+        config = facts.config_files.root.path,
+        handlers = ?facts.state.handlers.keys(),
+        "inspected the host"
+    );
     let early = async {
         let plan = decide(&facts, &assumed).ok()?;
         EarlyRehearsal::of(&host.root, &facts, &plan).await
@@ -381,6 +388,14 @@ async fn plan_and_act(
     let (mut goal, resolved) = resolved.map_err(Failure::Refused)?;
     let mut plan = loop {
         let mut plan = decide(facts, &goal).map_err(|error| Failure::Refused(error.into()))?;
+        debug!(
+            restart = plan.restart,
+            config = ?plan.config.iter().map(|change| &change.path).collect::<Vec<_>>(),
+            binaries = plan.store.len(),
+            symlinks = ?plan.symlinks.keys(),
+            leaving = ?plan.leaving.keys(),
+            "planned the change"
+        );
         // Before the first write: the second containerd needs no binary of the plan.
         let rehearsed = rehearse(root, facts, &plan, early.as_ref());
         let rehearsed = interrupts.run_unless_interrupted(rehearsed).await.flatten();

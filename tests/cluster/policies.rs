@@ -729,6 +729,7 @@ fn never_varied() -> Vec<(Vec<(&'static str, Value)>, &'static str)> {
         edit("/spec/template/spec/containers/0/securityContext/capabilities", json!({"add": ["SYS_ADMIN"]}), contexts),
         edit("/spec/template/spec/containers/0/securityContext/seLinuxOptions", json!({"type": "spc_t"}), contexts),
         edit("/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem", json!(false), contexts),
+        edit("/spec/template/spec/containers/0/env/-", json!({"name": "FARRIER_LOG_FORMAT", "value": "other"}), "no environment"),
         edit("/spec/template/spec/initContainers/0/env/-", json!({"name": "HTTPS_PROXY", "value": "http://attacker.example"}), "no environment"),
         edit("/spec/template/spec/initContainers/0/env/-", json!({"name": "FARRIER_CA_FILE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}), "no environment"),
     ]);

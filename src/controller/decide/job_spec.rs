@@ -264,6 +264,10 @@ fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
         image: Some(settings.image.clone()),
         image_pull_policy: Some(settings.image_pull_policy.clone()),
         args: Some(arguments.iter().map(|&word| word.to_owned()).collect()),
+        env: Some(vec![
+            variable("FARRIER_LOG", &settings.log_filter),
+            variable("FARRIER_LOG_FORMAT", &settings.log_format),
+        ]),
         resources: Some(ResourceRequirements {
             requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
             limits: amounts(&[("memory", &memory_limit)]),
@@ -273,17 +277,20 @@ fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
     }
 }
 
+fn variable(name: &str, value: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value: Some(value.to_owned()),
+        ..EnvVar::default()
+    }
+}
+
 fn fetch(settings: &Settings) -> Container {
     let mut mounts = vec![
         read_only("request", "/request"),
         mount("artifacts", "/artifacts"),
     ];
     let mut environment = Vec::new();
-    let variable = |name: &str, value: &str| EnvVar {
-        name: name.to_owned(),
-        value: Some(value.to_owned()),
-        ..EnvVar::default()
-    };
     if settings.ca_config_map.is_some() {
         mounts.push(read_only("ca", "/ca"));
         environment.push(variable("FARRIER_CA_FILE", "/ca/ca.crt"));
@@ -301,6 +308,8 @@ fn fetch(settings: &Settings) -> Container {
     if settings.job_allow_link_local {
         arguments.push("--allow-link-local");
     }
+    let common = container(settings, names::FETCH_CONTAINER, &arguments);
+    environment.extend(common.env.into_iter().flatten());
     Container {
         env: Some(environment),
         volume_mounts: Some(mounts),
@@ -321,7 +330,7 @@ fn fetch(settings: &Settings) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        ..container(settings, names::FETCH_CONTAINER, &arguments)
+        ..common
     }
 }
 
@@ -516,17 +525,27 @@ mod tests {
     }
 
     #[test]
-    fn only_the_fetch_container_gets_the_proxy_variables() {
+    fn only_the_fetch_container_gets_the_proxy_variables_and_both_log_alike() {
         let settings = Settings {
             ca_config_map: None,
             job_proxies: [("HTTPS_PROXY", "http://proxy:3128".to_owned())].into(),
+            log_filter: "debug".to_owned(),
+            log_format: "json".to_owned(),
             ..settings()
         };
         let pod = pod(&settings, "n1");
         let variables = pod.init_containers.unwrap()[0].env.clone();
-        let known = json!([{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]);
+        let known = json!([
+            {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+            {"name": "FARRIER_LOG", "value": "debug"},
+            {"name": "FARRIER_LOG_FORMAT", "value": "json"},
+        ]);
         assert_eq!(serde_json::to_value(variables).unwrap(), known);
-        assert_eq!(pod.containers[0].env, None);
+        let of_install = serde_json::to_value(&pod.containers[0].env).unwrap();
+        assert_eq!(
+            of_install.as_array().unwrap(),
+            &known.as_array().unwrap()[1..]
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The steps are claim, act, prove and advertise, one per decision: labels and annotation are written before the Job is created, and the
 //! report is recorded before the Job is deleted.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,7 +28,7 @@ pub mod runtime_classes;
 pub mod shim_status;
 pub mod types;
 
-use desired::{Cluster, Desired, hint};
+use desired::{Cluster, Desired, Verdict, hint};
 use event::EventSpec;
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
@@ -117,6 +118,51 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
         applied,
         job_is_unrecorded,
     })
+}
+
+/// The rules that led to a decision, for the log: the verdict on each Shim, whether a Job is due, and what it waits for.
+#[must_use]
+pub fn explain(seen: &Observed, decision: &Decision) -> String {
+    let Decision {
+        desired,
+        applied,
+        job_is_unrecorded,
+        ..
+    } = decision;
+    let applied = applied.as_ref();
+    let verdicts = desired.verdicts.iter().map(|(shim, verdict)| {
+        let rule: Cow<'_, str> = match verdict {
+            Verdict::Wanted(request) if request.keep => "is kept as it is".into(),
+            Verdict::Wanted(_) => "is wanted".into(),
+            Verdict::Waiting(_, why) => format!("waits: {why}").into(),
+            Verdict::HandlersTaken(winner) => format!("has lost its handlers to {winner}").into(),
+            Verdict::Idle => "is paused or has no finalizer".into(),
+            Verdict::PinnedToLastApplied(..) | Verdict::Impossible(_) | Verdict::Unsupported(_) => {
+                let fault = verdict.fault().map_or("", |problem| &problem.message);
+                format!("is not possible: {fault}").into()
+            }
+        };
+        format!("{shim} {rule}")
+    });
+    let leaving = applied.into_iter().flat_map(|applied| applied.shims.keys());
+    let leaving = leaving.filter(|shim| !desired.verdicts.contains_key(*shim));
+    let leaving = leaving.map(|shim| format!("{shim} leaves"));
+    let job = match need(seen, desired, applied) {
+        _ if *job_is_unrecorded => "the Job runs".to_owned(),
+        Need::Nothing => "no Job is due".to_owned(),
+        Need::Wait(wait) => format!("the next Job is due in {} s", wait.as_secs()),
+        Need::Now if !may_begin(seen, desired, applied) => {
+            "a Job is due once the node is ready and not cordoned".to_owned()
+        }
+        Need::Now => format!("a Job is due, hold {:?}", seen.hold),
+    };
+    let shims: Vec<String> = verdicts.chain(leaving).collect();
+    let shims = if shims.is_empty() {
+        "no Shim".to_owned()
+    } else {
+        shims.join(", ")
+    };
+    format!("{shims}; {job}")
 }
 
 /// The binaries in the report of a Job whose Shims specify no digest.

@@ -351,6 +351,11 @@ impl Context {
             ..self.seen(view, &cluster, &blocked, job.as_ref())
         };
         let decision = decide::decide(&seen);
+        if tracing::enabled!(tracing::Level::DEBUG)
+            && let Some(decision) = &decision
+        {
+            tracing::debug!(rules = decide::explain(&seen, decision), "decided");
+        }
         let summary = NodeSummary::of(&seen, decision.as_ref());
         let mut plan = decision.map(|decision| decision.plan).unwrap_or_default();
         memory.expectations.begin(&view.name, &mut plan, &summary);

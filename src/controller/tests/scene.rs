@@ -14,7 +14,7 @@ use crate::controller::cluster::node_view::NodeView;
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::decide::desired::Cluster;
 use crate::controller::decide::types::{Hold, JobStep, Observed, Plan};
-use crate::controller::decide::{decide, ending_pods, shim_status, undecided};
+use crate::controller::decide::{decide, ending_pods, explain, shim_status, undecided};
 use crate::controller::memory::aggregate::Fleet;
 use crate::controller::memory::node_summary::NodeSummary;
 use crate::handoff::{
@@ -154,6 +154,11 @@ impl Scene {
         self.look(decide)
             .map(|decision| decision.plan)
             .unwrap_or_default()
+    }
+
+    /// The rules of the decision.
+    pub(super) fn explain(&self) -> String {
+        self.look(|seen| explain(seen, &decide(seen).unwrap()))
     }
 
     /// The summary of the node after the decision on it.
