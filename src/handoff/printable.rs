@@ -1,5 +1,7 @@
 //! Sanitizes text from servers, archives, containerd and files of a host for a terminal, a log line, an Event and a condition.
 
+use std::ops::{Range, RangeInclusive};
+
 /// The longest text in a report, in bytes. Kubernetes bounds an Event's note at 1,024 bytes (`events.k8s.io/v1`).
 const LONGEST_TEXT: usize = 1_000;
 
@@ -32,10 +34,31 @@ pub fn printable_up_to(text: &str, longest: usize) -> String {
         }
     }
     if line.len() > longest {
-        line.truncate(line.floor_char_boundary(longest.saturating_sub('…'.len_utf8())));
+        let end = line.floor_char_boundary(longest.saturating_sub('…'.len_utf8()));
+        line.truncate(digest_around(&line, end).start);
         line.push('…');
     }
     line
+}
+
+/// Fewest and most hexadecimal digits in a row that count as a digest: those of MD5 and of SHA-512.
+const DIGEST: RangeInclusive<usize> = 32..=128;
+
+/// The digest that a cut at the byte `at` of the text would divide; an empty range at `at` if there is none. Half of a digest looks like
+/// another digest.
+pub(super) fn digest_around(text: &str, at: usize) -> Range<usize> {
+    let (before, after) = text.as_bytes().split_at(at);
+    let count = |digits: &mut dyn Iterator<Item = &u8>| {
+        let digits = digits.take(DIGEST.end() + 1);
+        digits.take_while(|digit| digit.is_ascii_hexdigit()).count()
+    };
+    let before = count(&mut before.iter().rev());
+    let after = count(&mut after.iter());
+    if before > 0 && after > 0 && DIGEST.contains(&(before + after)) {
+        at - before..at + after
+    } else {
+        at..at
+    }
 }
 
 /// Whether a terminal acts on the character instead of showing it: control characters, line separators, invisible characters, and those
@@ -61,6 +84,19 @@ mod tests {
             "[31mred turned"
         );
         assert_eq!(printable("two  spaces"), "two  spaces");
+    }
+
+    #[test]
+    fn a_digest_is_never_cut() {
+        let digest = "2d03".repeat(16);
+        let text = format!("SHA-256 {digest} instead");
+        for longest in 0..text.len() {
+            let cut = printable_up_to(&text, longest);
+            let has_digits = cut.contains("2d");
+            assert_eq!(has_digits, cut.contains(&digest), "{longest}: {cut}");
+        }
+        // Not a digest.
+        assert_eq!(printable_up_to(&"a".repeat(200), 103).len(), 103);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::printable::printable;
+use super::printable::{digest_around, printable};
 
 /// Why something failed, and what an operator can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +93,9 @@ pub fn elide(sentence: &str, longest: usize) -> String {
     }
     let rest = longest.saturating_sub('…'.len_utf8());
     let head = sentence.floor_char_boundary(rest / 4);
+    let head = digest_around(sentence, head).start;
     let tail = sentence.ceil_char_boundary(sentence.len() - (rest - head));
+    let tail = digest_around(sentence, tail).end;
     format!("{}…{}", &sentence[..head], &sentence[tail..])
 }
 
@@ -107,6 +109,23 @@ mod tests {
         assert_eq!(problem.sentence(), "no room. Delete a file");
         assert_eq!(problem.sentence_up_to(21), "no room");
         assert_eq!(Problem::new("no room", None).sentence(), "no room");
+    }
+
+    #[test]
+    fn a_digest_is_kept_or_left_out_whole() {
+        let (found, first) = ("2d03".repeat(16), "e1f0".repeat(16));
+        let text = format!("the binary has SHA-256 {found}, and another node got {first} from it");
+        for longest in 20..text.len() {
+            let short = elide(&text, longest);
+            assert!(short.len() <= longest, "{longest}: {short}");
+            for (digest, part) in [(&found, "d0"), (&first, "1f")] {
+                assert_eq!(
+                    short.contains(part),
+                    short.contains(digest),
+                    "{longest}: {short}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource;
 
+use crate::handoff::{Problem, printable_up_to};
 use crate::names::{self, reasons};
 
 /// Namespace of Events about objects without a namespace.
@@ -14,28 +15,55 @@ pub const NAMESPACE: &str = "default";
 /// Longest note of an Event, in bytes; Kubernetes allows 1,024 (events.k8s.io/v1).
 pub const LONGEST_NOTE: usize = 1_000;
 
-/// Whether a terminal interprets a character instead of showing it: control characters, line separators, changes of direction.
-fn steers(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// Shortens `text` to `longest` bytes on one line.
+/// Shortens `text` to `longest` bytes on one line, without characters that a terminal acts on.
 #[must_use]
 pub fn cut(text: &str, longest: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .map(|letter| if steers(letter) { ' ' } else { letter })
-        .collect();
-    if line.len() > longest {
-        let end = (0..=longest.saturating_sub('…'.len_utf8()))
-            .rev()
-            .find(|&end| line.is_char_boundary(end))
-            .unwrap_or(0);
-        line.truncate(end);
-        line.push('…');
+    printable_up_to(text, longest)
+}
+
+/// The problems of several Shims: those of one cause are one problem, which names these Shims. Causes are also the same if only the path of
+/// a URL differs: four Shims of one server have one cause if the server is down.
+#[must_use]
+pub fn by_cause(problems: impl IntoIterator<Item = (String, Problem)>) -> Vec<Problem> {
+    let mut causes: Vec<(String, Vec<String>, Problem)> = Vec::new();
+    for (shim, problem) in problems {
+        let cause = without_paths(&problem.message);
+        let known = causes
+            .iter_mut()
+            .find(|(other, _, first)| *other == cause && first.help == problem.help);
+        match known {
+            Some((_, shims, _)) => shims.push(shim),
+            None => causes.push((cause, vec![shim], problem)),
+        }
     }
-    line
+    let told = causes.into_iter().map(|(cause, shims, problem)| Problem {
+        message: match shims.as_slice() {
+            [shim] => format!("shim {shim}: {}", problem.message),
+            shims => format!("shims {}: {cause}", shims.join(", ")),
+        },
+        ..problem
+    });
+    told.collect()
+}
+
+/// The message with the scheme and the server alone of each URL.
+fn without_paths(message: &str) -> String {
+    let words = message.split(' ').map(|word| {
+        let Some((scheme, rest)) = word.split_once("://") else {
+            return word.to_owned();
+        };
+        let Some((server, path)) = rest.split_once('/') else {
+            return word.to_owned();
+        };
+        let punctuation = path.trim_start_matches(|letter| !matches!(letter, ':' | ','));
+        let punctuation = if punctuation.len() == 1 {
+            punctuation
+        } else {
+            ""
+        };
+        format!("{scheme}://{server}/…{punctuation}")
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The content of an Event.
@@ -156,6 +184,30 @@ pub fn repetition(first: &Event, now: Timestamp) -> Event {
 mod tests {
     use super::*;
     use crate::controller::cluster::slim::NodeObject;
+
+    #[test]
+    fn one_cause_of_several_shims_is_told_once() {
+        let down = |shim: &str, host: &str| {
+            let message = format!("failed to fetch https://{host}/x/{shim}.tar.gz: no such host");
+            (shim.to_owned(), Problem::new(message, None))
+        };
+        let problems = [
+            down("spin", "example.org"),
+            ("wws".to_owned(), Problem::new("wrong digest", None)),
+            down("wasmtime", "example.org"),
+            down("own", "example.net"),
+        ];
+        let told = by_cause(problems);
+        let told: Vec<&str> = told.iter().map(|it| it.message.as_str()).collect();
+        assert_eq!(
+            told,
+            [
+                "shims spin, wasmtime: failed to fetch https://example.org/…: no such host",
+                "shim wws: wrong digest",
+                "shim own: failed to fetch https://example.net/x/own.tar.gz: no such host",
+            ]
+        );
+    }
 
     #[test]
     fn equal_events_are_one_object_with_a_count_and_the_last_time() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::desired::Desired;
 use super::ending_pods;
-use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::event::{EventSpec, LONGEST_NOTE, by_cause, cut};
 use super::job_due::{age, all_listed, backoff, pause};
 use super::types::{Ended, Observed};
 use crate::api::is_label_name;
@@ -706,11 +706,11 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
     };
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref().filter(|reason| !is_whole(reason))?;
-        Some(problem_of_shim(name, reason, report))
+        Some((name.clone(), problem_of_shim(name, reason, report)))
     });
     // A reason of a single Shim is among the reasons of the Shims already, with its help.
     let host = whole.iter().filter(|it| !it.message.starts_with("shim "));
-    let parts: Vec<Problem> = host.cloned().chain(each).collect();
+    let parts: Vec<Problem> = host.cloned().chain(by_cause(each)).collect();
     if parts.is_empty() {
         let help = "see the log of the installer's pod";
         Problem::with_help("the installer gave no reason", help).sentence()
@@ -728,11 +728,7 @@ fn problem_of_shim(name: &str, reason: &str, report: &ProvisionReport) -> Proble
     let reported = entries
         .filter_map(problem)
         .find(|problem| shortened(problem) == reason);
-    let problem = reported.unwrap_or_else(|| Problem::new(reason, None));
-    Problem {
-        message: format!("shim {name}: {}", problem.message),
-        ..problem
-    }
+    reported.unwrap_or_else(|| Problem::new(reason, None))
 }
 
 /// The outcome as a label of a metric.
@@ -784,8 +780,8 @@ mod tests {
     fn every_failed_shim_is_in_the_shortened_sentence() {
         let mut all = Applied::default();
         for shim in ["spin", "wasmedge", "wasmer", "wasmtime"] {
-            all.shims
-                .extend(applied(shim, &"no route to it ".repeat(40)).shims);
+            let reason = format!("no route to {shim} ").repeat(40);
+            all.shims.extend(applied(shim, &reason).shims);
         }
         let text = sentence(&all, &ProvisionReport::new(Outcome::Refused));
         assert!(text.len() <= LONGEST_NOTE);
@@ -814,7 +810,7 @@ mod tests {
     fn the_sentence_of_many_failures_drops_the_help_before_a_cause() {
         let (mut all, mut report) = (Applied::default(), ProvisionReport::new(Outcome::Refused));
         for shim in ["spin", "wasmedge", "wasmer", "wasmtime", "slight"] {
-            let cause = format!("failed to fetch https://example.org/{shim}: no such host");
+            let cause = format!("failed to fetch https://{shim}.example.org/x: no such host");
             let entry = HandlerReport {
                 shim: shim.to_owned(),
                 handler: shim.to_owned(),

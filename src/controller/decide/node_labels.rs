@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Desired, Verdict};
 use super::ending_pods;
-use super::event::EventSpec;
+use super::event::{EventSpec, by_cause};
 use super::types::{JobStep, NodeEdit, Observed, Plan};
 use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::cluster::slim::Taint;
-use crate::handoff;
+use crate::handoff::{self, Problem};
 use crate::names::{self, Progress};
 
 /// Whether a handler is served: according to the report of this host, and the kubelet lists the handler or lists none at all.
@@ -93,12 +93,12 @@ pub fn plan_with_labels(
 /// The Event for Shims whose label turns to `failed` because of their spec.
 fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
     let failed = Some(Progress::Failed.label().to_owned());
-    let notes: Vec<String> = desired
+    let faults = desired
         .verdicts
         .iter()
         .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
-        .filter_map(|(shim, verdict)| Some(format!("shim {shim}: {}", verdict.fault()?.sentence())))
-        .collect();
+        .filter_map(|(shim, verdict)| Some((shim.clone(), verdict.fault()?.clone())));
+    let notes: Vec<String> = by_cause(faults).iter().map(Problem::sentence).collect();
     (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
 }
 

@@ -198,8 +198,10 @@ impl Context {
             }
             Trigger::Shim(shim) => self.queues.shim(&shim),
             Trigger::ShimGone(shim) => {
+                let mut memory = self.memory();
                 self.metrics.remove_shim(&shim);
-                self.memory().status_decided.remove(&shim);
+                memory.status_decided.remove(&shim);
+                drop(memory);
                 self.request_recount();
             }
             Trigger::Everything => {
@@ -435,8 +437,11 @@ impl Context {
             tally.unsupported.len(),
             tally.removing.len(),
         ];
-        self.metrics.nodes(&view.name, counts);
-        memory.status_decided.insert(view.name.clone(), now);
+        // The Shim may have gone since this decision was begun. Its trigger waits for the lock, or has removed the metrics already.
+        if self.shims.get(&ObjectRef::new(&view.name)).is_some() {
+            self.metrics.nodes(&view.name, counts);
+            memory.status_decided.insert(view.name.clone(), now);
+        }
         let rejected = rejected.and_then(|rejected| rejected.rest(view.generation, now));
         Ok((plan, rejected))
     }
@@ -649,6 +654,17 @@ mod tests {
         assert_eq!(plan, ShimPlan::finalizer_only());
         let held = context.view(&shim(&[names::SHIM_FINALIZER]));
         assert!(context.decide_shim(&held).is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_decision_on_a_shim_that_is_gone_leaves_no_metrics() {
+        let context = context(false);
+        context.begin();
+        let metadata = serde_json::json!({"name": "gone", "finalizers": [names::SHIM_FINALIZER]});
+        let shim = serde_json::from_value(serde_json::json!({"metadata": metadata})).unwrap();
+        context.decide_shim(&context.view(&shim)).unwrap();
+        let text = context.metrics.text();
+        assert!(!text.contains("gone"), "{text}");
     }
 
     #[test]
