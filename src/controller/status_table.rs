@@ -14,8 +14,9 @@ use super::cluster::slim::NodeObject;
 use super::decide::desired::{Cluster, Desired, Verdict};
 use super::decide::ending_pods;
 use super::decide::event::cut;
+use super::decide::node_labels;
 use super::error::Error;
-use crate::handoff::{self, Problem};
+use crate::handoff::{self, Problem, Sha256Digest};
 use crate::names::Progress;
 
 /// Time limit for the answers of the API server. A slower API server is down or unreachable.
@@ -58,6 +59,10 @@ struct NodeLine {
 struct Cell {
     progress: &'static str,
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<Sha256Digest>,
 }
 
 /// The output of `farrier status`.
@@ -191,12 +196,18 @@ impl NodeLine {
         let waiting = applied.waiting_for_pods.as_ref();
         let waiting = waiting.map(|it| ending_pods::problem(cluster, &desired, it).message);
         let shims = view.labelled().map(|(shim, progress)| {
-            let own = applied.shims.get(shim).and_then(|shim| shim.reason.clone());
+            let known = applied.shims.get(shim);
+            let own = known.and_then(|known| known.reason.clone());
             let reason = match progress {
                 Progress::Failed => {
                     let verdict = desired.verdicts.get(shim);
                     let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
-                    fault.or(own).or_else(|| applied.reason.clone())
+                    // The reason as the controller tells it, with what the host still serves.
+                    let told = verdict.and_then(|verdict| {
+                        node_labels::progress(&view, Some(&applied), shim, verdict, &desired)
+                    });
+                    let told = told.and_then(|(_, reason)| reason);
+                    told.or(fault).or(own).or_else(|| applied.reason.clone())
                 }
                 Progress::Removing => own
                     .or_else(|| waiting.clone())
@@ -207,6 +218,8 @@ impl NodeLine {
             let cell = Cell {
                 progress: progress.label(),
                 reason: reason.map(|reason| cut(&reason, LONGEST_REASON)),
+                release: known.and_then(|known| known.release.clone()),
+                sha256: known.and_then(|known| known.sha256),
             };
             (shim.to_owned(), cell)
         });

@@ -74,6 +74,25 @@ fn has_port(host: &str) -> bool {
     port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// The release that the path of a location names, such as `0.6.0`, for people. The digest tells what it really is.
+#[must_use]
+pub fn release_in(location: &str) -> Option<String> {
+    let shown = shown_location(location);
+    let (_, rest) = shown.split_once("://")?;
+    let (_, path) = rest.split_once('/')?;
+    let mut words = path.split(['/', ':', '-', '_', '@']);
+    let release = |word: &str| {
+        let numbers = word.trim_start_matches('v').split('.');
+        let is_number = |part: &&str| {
+            (1..=6).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let numbers: Vec<&str> = numbers.take_while(is_number).collect();
+        // Four numbers are an address.
+        (numbers.len() == 3).then(|| numbers.join("."))
+    };
+    words.find_map(release)
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -145,5 +164,24 @@ mod tests {
     ) {
         assert_eq!(path_on_host(location).as_deref(), path);
         assert_eq!(has_known_scheme(location), expected);
+    }
+
+    #[rstest]
+    #[case::directory(
+        "https://example.org/download/v0.15.1/containerd-shim-spin-v2-linux-x86_64.tar.gz",
+        Some("0.15.1")
+    )]
+    #[case::file(
+        "https://example.org/containerd-shim-spin-v0.6.0.tar.gz",
+        Some("0.6.0")
+    )]
+    #[case::tag("oci://example.org/shims/spin:v1.2.3", Some("1.2.3"))]
+    #[case::of_a_password("https://user:p4/1.2.3@example.org/x", None)]
+    #[case::address("https://10.0.0.1/spin.tar.gz", None)]
+    #[case::address_in_the_path("https://example.org/10.0.0.1/spin.tar.gz", None)]
+    #[case::none("file:///opt/shims/spin", None)]
+    #[case::not_a_url("0.1.2", None)]
+    fn a_location_names_a_release(#[case] location: &str, #[case] release: Option<&str>) {
+        assert_eq!(release_in(location).as_deref(), release);
     }
 }

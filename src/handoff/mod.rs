@@ -18,7 +18,7 @@ mod restart_policy;
 pub use digest::{InvalidDigest, Sha256Digest};
 pub use document::{API_VERSION, Error, to_indented_json, to_json};
 pub use ending_pods::{EndingPod, EndingPods};
-pub use location::{has_known_scheme, path_on_host, shown_location};
+pub use location::{has_known_scheme, path_on_host, release_in, shown_location};
 pub use name::{LONGEST_LABEL_NAME, is_label_name, is_runtime_class_handler};
 pub use printable::{printable, printable_up_to};
 pub use problem::{Problem, elide};

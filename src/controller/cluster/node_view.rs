@@ -367,12 +367,33 @@ pub struct AppliedShim {
     /// SHA-256 of its binary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Digest>,
+    /// The release of its binary, as the location of the fulfilled request names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
     /// Why the request is not fulfilled: one sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
+/// Digits of a digest in a message: as many as people compare.
+const SHOWN_DIGITS: usize = 12;
+
+/// Longest release in the annotation, in bytes.
+const LONGEST_RELEASE: usize = 20;
+
 impl AppliedShim {
+    /// The reason of a failure, after the binary that the host still serves.
+    #[must_use]
+    pub fn while_serving(&self, reason: &str) -> String {
+        let serves = self.fulfilled.is_some() && self.handlers.values().any(|served| *served);
+        let Some(sha256) = self.sha256.filter(|_| serves) else {
+            return reason.to_owned();
+        };
+        let release = self.release.as_deref().unwrap_or("the former binary");
+        let digest = &sha256.to_string()[..SHOWN_DIGITS];
+        format!("still serves {release} (sha256 {digest}…): {reason}")
+    }
+
     /// Whether the host has what `request` asks for. A Shim that is to be kept may be there in any version.
     #[must_use]
     pub fn fulfils(&self, request: &ShimRequest) -> bool {
@@ -394,6 +415,8 @@ struct AppliedShimRecord {
     #[serde(default, deserialize_with = "Sha256Digest::lenient")]
     sha256: Option<Sha256Digest>,
     #[serde(default)]
+    release: Option<String>,
+    #[serde(default)]
     reason: Option<String>,
 }
 
@@ -410,6 +433,10 @@ impl From<AppliedShimRecord> for AppliedShim {
             fulfilled: record.fulfilled.filter(is_fingerprint).or(request),
             handlers: record.handlers,
             sha256: record.sha256,
+            release: record.release.filter(|release| {
+                let is_shown = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+                release.len() <= LONGEST_RELEASE && release.bytes().all(is_shown)
+            }),
             reason: record.reason,
         }
     }

@@ -15,6 +15,7 @@ use crate::controller::cluster::node_view::{
 };
 use crate::handoff::{
     EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
+    release_in,
 };
 use crate::names::reasons;
 
@@ -461,6 +462,13 @@ fn shim_after_report(
         && why.is_none()
         && (done || report.result == Outcome::Partial);
     let any = handlers.values().any(|served| *served);
+    let release = if fulfilled {
+        release_in(&shim.location)
+    } else {
+        before
+            .and_then(|before| before.release.clone())
+            .filter(|_| any)
+    };
     let last_applied = before
         .and_then(|before| before.fulfilled.clone())
         .filter(|_| any);
@@ -472,6 +480,7 @@ fn shim_after_report(
         },
         handlers,
         sha256: handlers_of_shim().find_map(|entry| entry.sha256),
+        release,
         reason: why
             .or_else(|| Some(Problem::new(report.reason.as_ref()?, None)))
             .filter(|_| !fulfilled)
@@ -516,6 +525,7 @@ fn kept_after_report(
         fulfilled: Some(fulfilled).filter(|_| !handlers.is_empty()),
         handlers,
         sha256: entries.iter().find_map(|entry| entry.sha256),
+        release: before.release,
         reason: why
             .or(whole)
             .filter(|_| !is_well)

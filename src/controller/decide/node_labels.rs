@@ -32,11 +32,16 @@ pub fn progress(
     verdict: &Verdict,
     desired: &Desired,
 ) -> Option<(Progress, Option<String>)> {
+    let known = applied.and_then(|applied| applied.shims.get(shim));
+    let while_serving = |reason: String| {
+        let known = known.filter(|_| !desired.distrusted.contains(shim));
+        known.map_or(reason.clone(), |known| known.while_serving(&reason))
+    };
     if let Some(problem) = verdict.fault() {
-        return Some((Progress::Failed, Some(problem.sentence())));
+        let reason = while_serving(problem.sentence());
+        return Some((Progress::Failed, Some(reason)));
     }
     let request = verdict.request()?;
-    let known = applied.and_then(|applied| applied.shims.get(shim));
     let fulfilled = known.is_some_and(|known| known.fulfils(request));
     let handlers = desired.handlers_of(verdict);
     let all_served = || {
@@ -57,7 +62,8 @@ pub fn progress(
             own.or((!fulfilled && !waits).then_some(whole)).cloned()
         });
     match reason {
-        Some(reason) => Some((Progress::Failed, Some(reason))),
+        Some(reason) if fulfilled => Some((Progress::Failed, Some(reason))),
+        Some(reason) => Some((Progress::Failed, Some(while_serving(reason)))),
         None => Some((Progress::Pending, None)),
     }
 }

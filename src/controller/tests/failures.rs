@@ -189,7 +189,13 @@ fn a_job_without_a_pod_is_given_a_minute() {
 
 #[test]
 fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
-    let mut scene = Scene::provisioned();
+    let mut scene = scene().annotated();
+    let strategy = &mut scene.spec().fetch_strategy;
+    strategy.anon_http.as_mut().unwrap().location = "https://example.org/v0.6.0/a".to_owned();
+    let mut scene = scene
+        .stepped()
+        .answers(Outcome::Applied, true, None)
+        .stepped();
     scene.upgrade();
     let upgrading = scene.stepped();
     assert_eq!(upgrading.label("handler.farrier.dev/spin-v2"), Some("true"));
@@ -200,6 +206,9 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
     assert!(after.decide().is_empty());
+    let degraded = &after.status(0).status.unwrap().conditions[2].message;
+    let told = "n1: still serves 0.6.0 (sha256 aaaaaaaaaaaa…): wrong digest";
+    assert_eq!(degraded, told);
 }
 
 #[test]
