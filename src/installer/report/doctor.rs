@@ -58,6 +58,8 @@ pub struct Installed {
     pub condition: Condition,
     /// SHA-256 of the installed binary; `None` for a reserved handler.
     pub sha256: Option<Sha256Digest>,
+    /// Release of the installed binary, as the location of its artifact names it.
+    pub release: Option<String>,
     /// Number of pod sandboxes that use the handler.
     pub sandboxes: usize,
 }
@@ -545,6 +547,7 @@ fn installed(facts: &HostFacts, handler: &str, owned: &OwnedHandler) -> Installe
         owner: owner_name(owned.owner),
         condition,
         sha256,
+        release: owned.release(),
         sandboxes: facts.in_use.get(handler).map_or(0, Vec::len),
     }
 }

@@ -184,11 +184,14 @@ pub fn diagnosis_text(diagnosis: &Diagnosis) -> String {
             Condition::Leaving => "leaving",
         };
         let (handler, shim, owner) = (&installed.handler, &installed.shim, installed.owner);
+        let release = installed.release.iter().map(|it| format!(", release {it}"));
+        let sha256 = installed.sha256.iter().map(|it| format!(", sha256 {it}"));
         line!(
             text,
-            "  {handler} {condition}, shim {shim:?}, owner {owner}, sandboxes: {}, {}",
+            "  {handler} {condition}, shim {shim:?}, owner {owner}, sandboxes: {}, {}{}",
             installed.sandboxes,
-            installed.path
+            installed.path,
+            release.chain(sha256).collect::<String>()
         );
     }
     if diagnosis.handlers.is_empty() {

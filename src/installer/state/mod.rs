@@ -9,7 +9,9 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::handoff::{self, API_VERSION, OptionValue, Owner, Sha256Digest, ShimRequest};
+use crate::handoff::{
+    self, API_VERSION, OptionValue, Owner, Sha256Digest, ShimRequest, release_in,
+};
 
 /// The directory of Farrier's records on a host.
 pub const STATE_DIRECTORY: &str = "/var/lib/farrier";
@@ -97,6 +99,15 @@ impl OwnedHandler {
         match self.binary {
             Binary::Reserved => None,
             Binary::Installed { sha256, .. } => Some(sha256),
+        }
+    }
+
+    /// The release of the binary, as the location of its artifact names it.
+    #[must_use]
+    pub fn release(&self) -> Option<String> {
+        match &self.binary {
+            Binary::Reserved => None,
+            Binary::Installed { location, .. } => release_in(location),
         }
     }
 
