@@ -80,6 +80,8 @@ pub fn release_in(location: &str) -> Option<String> {
     let shown = shown_location(location);
     let (_, rest) = shown.split_once("://")?;
     let (_, path) = rest.split_once('/')?;
+    // A tag with a slash, as those of runwasi.
+    let path = path.replace("%2F", "/").replace("%2f", "/");
     let mut words = path.split(['/', ':', '-', '_', '@']);
     let release = |word: &str| {
         let numbers = word.trim_start_matches('v').split('.');
@@ -175,6 +177,7 @@ mod tests {
         "https://example.org/containerd-shim-spin-v0.6.0.tar.gz",
         Some("0.6.0")
     )]
+    #[case::tag_with_a_slash("https://example.org/shim-wasmtime%2Fv0.6.0/a.tar.gz", Some("0.6.0"))]
     #[case::tag("oci://example.org/shims/spin:v1.2.3", Some("1.2.3"))]
     #[case::of_a_password("https://user:p4/1.2.3@example.org/x", None)]
     #[case::address("https://10.0.0.1/spin.tar.gz", None)]

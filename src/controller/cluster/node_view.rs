@@ -385,13 +385,20 @@ impl AppliedShim {
     /// The reason of a failure, after the binary that the host still serves.
     #[must_use]
     pub fn while_serving(&self, reason: &str) -> String {
+        self.served_binary().map_or_else(
+            || reason.to_owned(),
+            |binary| format!("still serves {binary}: {reason}"),
+        )
+    }
+
+    /// The binary of a request that was fulfilled, as far as the host still serves it: its release and its digest.
+    #[must_use]
+    pub fn served_binary(&self) -> Option<String> {
         let serves = self.fulfilled.is_some() && self.handlers.values().any(|served| *served);
-        let Some(sha256) = self.sha256.filter(|_| serves) else {
-            return reason.to_owned();
-        };
+        let sha256 = self.sha256.filter(|_| serves)?;
         let release = self.release.as_deref().unwrap_or("the former binary");
         let digest = &sha256.to_string()[..SHOWN_DIGITS];
-        format!("still serves {release} (sha256 {digest}…): {reason}")
+        Some(format!("{release} (sha256 {digest}…)"))
     }
 
     /// Whether the host has what `request` asks for. A Shim that is to be kept may be there in any version.

@@ -687,7 +687,7 @@ fn finish_attempt(
     let note = applied.reason.clone();
     let shims: Vec<&str> = applied.shims.keys().map(String::as_str).collect();
     let event = match (note, shims.is_empty()) {
-        (Some(note), _) => EventSpec::failure(&note),
+        (Some(note), _) => EventSpec::failure(&with_served(&note, &applied)),
         (None, true) => EventSpec {
             warning: false,
             reason: reasons::REMOVED.to_owned(),
@@ -701,6 +701,22 @@ fn finish_attempt(
         look_again: open.then(|| backoff(applied.attempts)),
         applied,
     }
+}
+
+/// The note of a failure, with the binaries that the host still serves of the Shims that failed.
+fn with_served(note: &str, applied: &Applied) -> String {
+    let failed = applied.shims.iter().filter(|(name, shim)| {
+        let tried = applied.tried.get(*name);
+        shim.reason.is_some() && tried != shim.fulfilled.as_ref()
+    });
+    let served =
+        failed.filter_map(|(name, shim)| Some(format!("{name} {}", shim.served_binary()?)));
+    let served = served.collect::<Vec<_>>().join(", ");
+    if served.is_empty() {
+        return note.to_owned();
+    }
+    let served = cut(&format!("; still served: {served}"), LONGEST_NOTE / 2);
+    format!("{}{served}", cut(note, LONGEST_NOTE - served.len()))
 }
 
 /// The problem of the whole host, and the problem of each Shim that failed, for an Event.

@@ -200,9 +200,12 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     let upgrading = scene.stepped();
     assert_eq!(upgrading.label("handler.farrier.dev/spin-v2"), Some("true"));
     assert_eq!(upgrading.label("farrier.dev/spin"), Some("pending"));
-    let after = upgrading
+    let (after, plan) = upgrading
         .answers(Outcome::Partial, true, Some("wrong digest"))
-        .stepped();
+        .step();
+    let note = plan.event.unwrap().note;
+    let served = "; still served: spin 0.6.0 (sha256 aaaaaaaaaaaa…)";
+    assert!(note.ends_with(served), "{note}");
     assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
     assert!(after.decide().is_empty());
