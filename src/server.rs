@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -77,10 +79,28 @@ pub async fn serve(address: SocketAddr, answers: Answers) -> Result<(), Error> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind(address) {
+        Err(error) => bind(without_ipv6(address, &error).ok_or(error)?),
+        bound => bound,
+    }
+}
+
+/// The address to listen on in place of `address`, if it is every address and this host has no IPv6 (`ipv6.disable=1`).
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let error = Errno::from_io_error(error)?;
+    let has_no_ipv6 = matches!(error, Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL);
+    (address.ip() == Ipv6Addr::UNSPECIFIED && has_no_ipv6)
+        .then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
-        TcpSocket::new_v6()?
+        let socket = TcpSocket::new_v6()?;
+        // `[::]` takes connections over IPv4, too, whatever `net.ipv6.bindv6only` is.
+        set_ipv6_v6only(&socket, false)?;
+        socket
     };
     // As `TcpListener::bind` does: a controller that starts again takes the address of the former one.
     socket.set_reuseaddr(true)?;
@@ -164,5 +184,36 @@ impl Error {
                 Some("choose another address with --listen or --probe-listen".into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_of_ipv6_is_every_address_of_ipv4_too() {
+        let listener = listen((Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+        let (accepted, connected) = tokio::join!(listener.accept(), client);
+        assert!(accepted.is_ok() && connected.is_ok());
+    }
+
+    #[rstest]
+    #[case::no_ipv6("[::]:8080", Errno::AFNOSUPPORT, Some("0.0.0.0:8080"))]
+    #[case::no_address("[::]:8080", Errno::ADDRNOTAVAIL, Some("0.0.0.0:8080"))]
+    #[case::in_use("[::]:8080", Errno::ADDRINUSE, None)]
+    #[case::one_address("[::1]:8080", Errno::ADDRNOTAVAIL, None)]
+    #[case::ipv4("0.0.0.0:8080", Errno::ADDRNOTAVAIL, None)]
+    fn a_host_without_ipv6_listens_on_ipv4(
+        #[case] address: SocketAddr,
+        #[case] error: Errno,
+        #[case] expected: Option<&str>,
+    ) {
+        let expected = expected.map(|address| address.parse().unwrap());
+        assert_eq!(without_ipv6(address, &error.into()), expected);
     }
 }

@@ -216,14 +216,23 @@ fn the_probes_have_a_port_of_their_own() {
     let objects = render(&["--set=probePort=9000"]);
     let (cli, _) = controller_options(&objects);
     let options = controller(cli);
-    assert_eq!(options.probe_listen, "0.0.0.0:9000".parse().ok());
-    assert_eq!(options.listen.port(), 8080);
+    assert_eq!(options.probe_listen, "[::]:9000".parse().ok());
+    assert_eq!(options.listen, "[::]:8080".parse().unwrap());
     let container = &pod_spec(&objects)["containers"][0];
     let port = &container["ports"][1];
     assert_eq!(*port, json!({"name": "probes", "containerPort": 9000}));
     for probe in ["livenessProbe", "readinessProbe"] {
         assert_eq!(container[probe]["httpGet"]["port"], "probes");
     }
+}
+
+#[test]
+fn the_controller_listens_on_the_address_of_the_values() {
+    let objects = render(&["--set=listenAddress=0.0.0.0"]);
+    let (cli, _) = controller_options(&objects);
+    let options = controller(cli);
+    assert_eq!(options.listen, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(options.probe_listen, "0.0.0.0:8081".parse().ok());
 }
 
 #[test]

@@ -137,6 +137,58 @@ tolerations:
 {{- end }}
 {{- end -}}
 
+{{/*
+Labels and annotations of the pods of Jobs that keep the sidecars of service meshes away: a Job with a sidecar never ends, and the init
+container fetch runs before the sidecar that its network would need. Istio reads the label, and before release 1.10 only the annotation.
+*/}}
+{{- define "farrier.meshLabels" -}}
+sidecar.istio.io/inject: "false"
+{{- end -}}
+
+{{- define "farrier.meshAnnotations" -}}
+sidecar.istio.io/inject: "false"
+linkerd.io/inject: disabled
+{{- end -}}
+
+{{/* Labels of the Jobs of hooks and of their pods. Takes a dict of `root` and `component`. */}}
+{{- define "farrier.hookLabels" -}}
+{{- $own := include "farrier.labels" .root | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/component" .component -}}
+{{- merge $own .root.Values.job.labels (include "farrier.meshLabels" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* Annotations of the pods of hooks. */}}
+{{- define "farrier.hookPodAnnotations" -}}
+{{- merge (dict) .Values.job.annotations (include "farrier.meshAnnotations" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* The values of each key in a list of dicts, as JSON. */}}
+{{- define "farrier.valuesByKey" -}}
+{{- $byKey := dict -}}
+{{- range . -}}
+{{- range $key, $value := . -}}
+{{- $_ := set $byKey $key (append (default list (get $byKey $key)) $value | uniq) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $byKey -}}
+{{- end -}}
+
+{{/* The resources of a container of a Job as JSON, with texts as amounts. */}}
+{{- define "farrier.jobResources" -}}
+{{- $resources := dict "requests" dict "limits" dict -}}
+{{- range $kind, $amounts := $resources -}}
+{{- range $name, $amount := get $.Values.job.resources $kind -}}
+{{- $_ := set $amounts $name (toString $amount) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $resources -}}
+{{- end -}}
+
+{{/* An address with a port. Takes a dict of `host` and `port`. */}}
+{{- define "farrier.address" -}}
+{{- printf (ternary "[%s]:%d" "%s:%d" (contains ":" .host)) .host (int64 .port) -}}
+{{- end -}}
+
 {{/* Environment of the controller, and of the Job before an uninstall. */}}
 {{- define "farrier.controllerEnv" -}}
 - name: CONTROLLER_NAMESPACE
@@ -200,9 +252,9 @@ tolerations:
     fieldRef:
       fieldPath: metadata.name
 - name: FARRIER_LISTEN
-  value: "0.0.0.0:8080"
+  value: {{ include "farrier.address" (dict "host" .Values.listenAddress "port" 8080) | quote }}
 - name: FARRIER_PROBE_LISTEN
-  value: {{ printf "0.0.0.0:%d" (int64 .Values.probePort) | quote }}
+  value: {{ include "farrier.address" (dict "host" .Values.listenAddress "port" .Values.probePort) | quote }}
 - name: FARRIER_LOG
   value: {{ .Values.log.filter | quote }}
 - name: FARRIER_LOG_FORMAT
