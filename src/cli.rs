@@ -12,8 +12,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use serde::de::DeserializeOwned;
 
 use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
+use crate::names;
 
 /// Fits container runtimes to Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -173,6 +176,15 @@ pub struct Controller {
     /// Priority class of the Jobs' pods. With system-node-critical, a full node evicts other pods for them.
     #[arg(long, env = "FARRIER_JOB_PRIORITY_CLASS", value_name = "NAME")]
     pub job_priority_class: Option<String>,
+    /// Additional labels of the Jobs and of their pods, as a JSON object. Farrier's own labels stay as they are.
+    #[arg(long, env = "FARRIER_JOB_LABELS", value_name = "JSON", value_parser = parse_json::<BTreeMap<String, String>>)]
+    pub job_labels: Option<BTreeMap<String, String>>,
+    /// Additional annotations of the Jobs and of their pods, as a JSON object. Farrier's own annotations stay as they are.
+    #[arg(long, env = "FARRIER_JOB_ANNOTATIONS", value_name = "JSON", value_parser = parse_json::<BTreeMap<String, String>>)]
+    pub job_annotations: Option<BTreeMap<String, String>>,
+    /// Resources of each container of a Job, as JSON with requests and limits, in place of the default.
+    #[arg(long, env = "FARRIER_JOB_RESOURCES", value_name = "JSON", value_parser = parse_json::<ResourceRequirements>)]
+    pub job_resources: Option<ResourceRequirements>,
     /// Proxy for downloads from http:// locations, for example http://proxy.example.org:3128.
     #[arg(long, env = "FARRIER_JOB_HTTP_PROXY", value_name = "URL")]
     pub job_http_proxy: Option<String>,
@@ -457,6 +469,22 @@ fn parse_deadline<T: From<u32>>(text: &str) -> Result<T, String> {
     seconds
         .map(T::from)
         .ok_or_else(|| format!("use a whole number of seconds from 1 to {MAX_DEADLINE}"))
+}
+
+fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| format!("use JSON: {error}"))
+}
+
+/// Refuses the taint that Farrier sets itself, and those of Kubernetes.
+fn parse_startup_taint(key: &str) -> Result<String, String> {
+    let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
+    let is_of_kubernetes = prefix == "node-role.kubernetes.io"
+        || prefix == "node.kubernetes.io"
+        || prefix == "node.cloudprovider.kubernetes.io";
+    if key == names::RESTARTING_TAINT || is_of_kubernetes {
+        return Err("use a taint that only marks new nodes".to_owned());
+    }
+    Ok(key.to_owned())
 }
 
 fn parse_namespace(name: &str) -> Result<String, &'static str> {

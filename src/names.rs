@@ -15,7 +15,7 @@ pub const KWASM_PROVISIONED_LABEL: &str = "kwasm.sh/kwasm-provisioned";
 /// Node annotation with a summary of the last report, which outlives the Job.
 pub const APPLIED_ANNOTATION: &str = "farrier.dev/applied";
 
-/// Startup taint of node pools: Farrier removes it once the node serves its shims.
+/// Startup taint of node pools, if the settings name no other: Farrier removes it once the node serves its shims.
 pub const STARTUP_TAINT: &str = "farrier.dev/not-ready";
 
 /// Taint of a node from which Farrier evicts the pods that the restart of containerd would end.
@@ -46,7 +46,7 @@ pub const REQUEST_ANNOTATION: &str = "farrier.dev/request";
 /// Annotation of a Job and its pod: digest of its request.
 pub const REQUEST_DIGEST_ANNOTATION: &str = "farrier.dev/request-digest";
 
-/// Annotation of a Job and its pod: name of the node.
+/// Annotation of a Job and its pod: name of the node. Also a label of both, if the name is short enough for the value of a label.
 pub const NODE_NAME_ANNOTATION: &str = "farrier.dev/node-name";
 
 /// Annotation of a Job and its pod: UID of the node object.
@@ -75,6 +75,13 @@ pub const RCM_SHIM_NAME: &str = "spinkube.dev/shimName";
 
 /// Annotation of runtime-class-manager's Jobs: the node.
 pub const RCM_NODE_NAME: &str = "spinkube.dev/nodeName";
+
+/// Label and annotation with which Istio leaves a pod without a sidecar, with the value `false` (Istio, *Resource Annotations* and *Resource
+/// Labels*).
+pub const ISTIO_INJECT: &str = "sidecar.istio.io/inject";
+
+/// Annotation with which Linkerd leaves a pod without a sidecar, with the value `disabled` (Linkerd, *Automatic Proxy Injection*).
+pub const LINKERD_INJECT: &str = "linkerd.io/inject";
 
 /// Init container of a Job: fetches and verifies artifacts, unprivileged.
 pub const FETCH_CONTAINER: &str = "fetch";

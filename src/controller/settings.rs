@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
+
 use crate::handoff::OnRestart;
 
 /// The settings of the controller.
@@ -45,6 +47,12 @@ pub struct Settings {
     pub job_allow_link_local: bool,
     /// Priority class of the Jobs' pods.
     pub job_priority_class: Option<String>,
+    /// Additional labels of the Jobs and of their pods.
+    pub job_labels: BTreeMap<String, String>,
+    /// Additional annotations of the Jobs and of their pods.
+    pub job_annotations: BTreeMap<String, String>,
+    /// Resources of each container of a Job, in place of the default.
+    pub job_resources: Option<ResourceRequirements>,
     /// Proxy variables for the Jobs' `fetch` container.
     pub job_proxies: BTreeMap<&'static str, String>,
     /// A node also declares the handlers of Shims that it does not carry, when containerd is restarted anyway.

@@ -101,6 +101,35 @@ fn a_hook_removes_all_shims_before_an_uninstall(
 }
 
 #[rstest]
+#[case::before_an_install("pre-install,pre-upgrade")]
+#[case::before_an_uninstall("pre-delete")]
+fn the_jobs_of_hooks_have_no_sidecar_and_the_labels_and_annotations_of_the_values(
+    #[case] hook: &str,
+) {
+    let objects = hooks(hook, &["--set=job.labels.a=b,job.annotations.c=d"]);
+    let job = of_kind(&objects, "Job")[0];
+    let pod = &job["spec"]["template"]["metadata"];
+    for metadata in [&job["metadata"], pod] {
+        assert_eq!(metadata["labels"]["a"], "b");
+        assert_eq!(metadata["annotations"]["c"], "d");
+        assert_eq!(metadata["labels"]["app.kubernetes.io/instance"], "farrier");
+        assert_ne!(
+            metadata["labels"]["app.kubernetes.io/component"],
+            "controller"
+        );
+        assert_eq!(metadata["labels"]["sidecar.istio.io/inject"], "false");
+    }
+    assert_eq!(pod["annotations"]["sidecar.istio.io/inject"], "false");
+    assert_eq!(pod["annotations"]["linkerd.io/inject"], "disabled");
+    let objects = hooks(
+        hook,
+        &["--set-string=job.labels.sidecar\\.istio\\.io/inject=true"],
+    );
+    let pod = &of_kind(&objects, "Job")[0]["spec"]["template"]["metadata"];
+    assert_eq!(pod["labels"]["sidecar.istio.io/inject"], "true");
+}
+
+#[rstest]
 #[case::a_large_number("replicaCount=1000000", "1000000")]
 #[case::none("replicaCount=0", "0")]
 fn the_number_of_replicas_is_written_as_digits(#[case] value: &str, #[case] expected: &str) {
@@ -144,6 +173,15 @@ fn the_number_of_replicas_is_written_as_digits(#[case] value: &str, #[case] expe
     "--set=job.ttlSecondsAfterFinished=2147483648",
     "ttlSecondsAfterFinished"
 )]
+#[case::an_amount_of_a_resource("--set=job.resources.limits.cpu=much", "cpu")]
+#[case::misspelt_resources("--set=job.resources.limit.cpu=1", "limit")]
+#[case::an_invalid_label("--set=job.labels.a=b c", "labels")]
+#[case::the_taint_of_a_drain("--set=startupTaints={farrier.dev/restarting}", "startupTaints")]
+#[case::a_taint_of_kubernetes(
+    "--set=startupTaints={node.kubernetes.io/not-ready}",
+    "startupTaints"
+)]
+#[case::an_address_with_a_port("--set=listenAddress=[::]:8080", "listenAddress")]
 #[case::zero_uninstall_deadline("--set=uninstallDeadlineSeconds=0", "uninstallDeadlineSeconds")]
 #[case::uninstall_deadline_beyond_a_day(
     "--set=uninstallDeadlineSeconds=86401",

@@ -271,8 +271,80 @@ fn the_names_in_the_policies_are_those_that_the_controller_writes() {
         farrier::names::REQUEST_ANNOTATION,
         farrier::names::REQUEST_DIGEST_ANNOTATION,
         farrier::names::SHIM_FINALIZER,
-        farrier::names::STARTUP_TAINT,
     ] {
         assert!(template.contains(&format!("'{name}")), "{name}");
+    }
+}
+
+#[rstest]
+#[case::the_default(&[], r#"[\"farrier.dev/not-ready\",\"farrier.dev/restarting\"]"#)]
+#[case::others(&["--set=startupTaints={farrier.dev/not-ready,a.example/b}"], r#"[\"farrier.dev/not-ready\",\"a.example/b\",\"farrier.dev/restarting\"]"#)]
+#[case::none(&["--set-json=startupTaints=[]"], r#"[\"farrier.dev/restarting\"]"#)]
+fn the_policy_on_nodes_permits_the_startup_taints_of_the_values(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
+    let validations = validations("farrier-nodes", arguments);
+    let expected = format!("taint.key in {expected}");
+    assert!(validations.contains(&expected), "{validations}");
+}
+
+/// One variable of the policy on Jobs.
+fn variable_of_jobs(wanted: &str, arguments: &[&str]) -> String {
+    let objects = render(arguments);
+    let mut policies = of_kind(&objects, "ValidatingAdmissionPolicy");
+    policies.retain(|other| name(other) == "farrier-jobs");
+    let variables = policies[0]["spec"]["variables"].as_array().unwrap();
+    let found = variables.iter().find(|variable| variable["name"] == wanted);
+    found.unwrap()["expression"].as_str().unwrap().to_owned()
+}
+
+#[rstest]
+#[case::the_tag(&["--set=image.repository=a.example:5000/farrier,image.tag=v1"], r#"["a.example:5000/farrier:v1@sha256:","a.example:5000/farrier@sha256:"]"#)]
+#[case::a_digest(&["--set=image.tag=v1@sha256:00"], r#"["@sha256:00"].exists(suffix"#)]
+#[case::a_repository(&["--set=admissionPolicies.images={mirror.example/farrier}"], r#""mirror.example/farrier@sha256:","mirror.example/farrier:"]"#)]
+#[case::another_image(&["--set=admissionPolicies.images={mirror.example/farrier:v2}"], r#"["localhost/farrier:0.1.0","mirror.example/farrier:v2"]"#)]
+fn the_policy_permits_the_image_with_a_digest_and_the_images_of_the_values(
+    #[case] arguments: &[&str],
+    #[case] expected: &str,
+) {
+    let expression = variable_of_jobs("foreignImages", arguments);
+    assert!(expression.contains(expected), "{expression}");
+}
+
+#[test]
+fn the_policy_permits_the_pull_secrets_labels_annotations_and_resources_of_the_values() {
+    let arguments = [
+        "--set=imagePullSecrets[0].name=one,admissionPolicies.pullSecrets={two}",
+        "--set=job.labels.kueue\\.x-k8s\\.io/queue-name=nodes,job.annotations.team=a",
+        "--set=job.resources.limits.cpu=2,job.resources.requests.cpu=1",
+    ];
+    for (variable, expected) in [
+        ("foreignPullSecrets", r#"["two","one"]"#),
+        (
+            "permittedLabels",
+            r#""kueue.x-k8s.io/queue-name":["nodes"]"#,
+        ),
+        ("permittedLabels", r#""sidecar.istio.io/inject":["false"]"#),
+        ("permittedAnnotations", r#""team":["a"]"#),
+        (
+            "permittedAnnotations",
+            r#""linkerd.io/inject":["disabled"]"#,
+        ),
+        ("largestRequests", r#""cpu":["100m","1"]"#),
+        ("largestLimits", r#""cpu":["2"]"#),
+    ] {
+        let expression = variable_of_jobs(variable, &arguments);
+        assert!(expression.contains(expected), "{variable}: {expression}");
+    }
+    assert!(!variable_of_jobs("largestLimits", &[]).contains("cpu"));
+}
+
+#[test]
+fn the_refusals_of_the_policy_on_jobs_name_the_values_that_permit_more() {
+    let validations = validations_of_jobs(&[]);
+    for value in ["images", "pullSecrets"] {
+        let expected = format!("(admissionPolicies.{value} in the chart allows further");
+        assert!(validations.contains(&expected), "{value}");
     }
 }

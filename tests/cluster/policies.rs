@@ -365,7 +365,7 @@ fn forbidden() -> Vec<(&'static str, Value, &'static str)> {
         (
             "/imagePullSecrets",
             json!([{"name": "other"}]),
-            "without other secrets",
+            "and not other",
         ),
         (
             "/volumes/0",
@@ -447,7 +447,7 @@ fn never_varied() -> Vec<(Vec<(&'static str, Value)>, &'static str)> {
     let (bound, usual, report) = ("is bound to the node", "the usual DNS policy", "report as");
     let (mounted, sources) = ("mounted once and whole", "each from its usual source");
     let (fetch, contexts) = ("fetch has no privilege", "no security context except");
-    let resources = "requests at most 100m";
+    let resources = "requests at most what job.resources says";
     let own_labels = json!({"app": "other"});
     let edit = |path: &'static str, value: Value, said: &'static str| (vec![(path, value)], said);
     let mut rows = vec![
@@ -524,6 +524,16 @@ fn never_varied() -> Vec<(Vec<(&'static str, Value)>, &'static str)> {
             "/spec/template/metadata/annotations/other",
             json!("a"),
             labels,
+        ),
+        edit(
+            "/spec/template/metadata/labels/sidecar.istio.io~1inject",
+            json!("true"),
+            labels,
+        ),
+        edit(
+            "/spec/template/metadata/labels/farrier.dev~1node-name",
+            json!("other"),
+            bound,
         ),
         edit(
             "/spec/template/metadata/annotations/farrier.dev~1node-name",
@@ -767,6 +777,32 @@ async fn the_controller_may_create_jobs_of_one_shape_only() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // An admission webhook may write the digest of the image.
+    let image = job["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    let image = image.as_str().unwrap();
+    let repository = image.rsplit_once(':').unwrap().0;
+    let digest = "0".repeat(64);
+    for (image, said) in [
+        (format!("{image}@sha256:{digest}"), None),
+        (format!("{repository}@sha256:{digest}"), None),
+        (
+            format!("{repository}@sha256:0"),
+            Some("admissionPolicies.images"),
+        ),
+        (
+            format!("mirror.example/farrier@sha256:{digest}"),
+            Some("admissionPolicies.images"),
+        ),
+    ] {
+        let path = "/spec/template/spec/containers/0/image";
+        let answer = created(&controller, &changed(&job, &[(path, json!(image))])).await;
+        let as_expected = match (&answer, said) {
+            (Ok(()), None) => true,
+            (Err(refusal), Some(said)) => refusal.contains(said) && refusal.contains(&image),
+            _ => false,
+        };
+        assert!(as_expected, "{image}: {answer:?}");
+    }
     // A queue such as Kueue suspends Jobs, and the chart's settings vary these.
     for edit in [
         ("/spec/suspend", json!(true)),

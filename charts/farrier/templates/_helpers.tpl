@@ -212,6 +212,16 @@ linkerd.io/inject: disabled
 - name: FARRIER_CA_CONFIG_MAP
   value: {{ include "farrier.caConfigMapName" . | quote }}
 {{- end }}
+{{- with .Values.job.labels }}
+- name: FARRIER_JOB_LABELS
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with .Values.job.annotations }}
+- name: FARRIER_JOB_ANNOTATIONS
+  value: {{ toJson . | quote }}
+{{- end }}
+- name: FARRIER_JOB_RESOURCES
+  value: {{ include "farrier.jobResources" . | quote }}
 - name: FARRIER_JOB_DEADLINE
   value: {{ .Values.job.deadlineSeconds | int64 | quote }}
 {{- with include "farrier.jobTTL" . }}

@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 
+use crate::api::LONGEST_NAME;
 use crate::controller::settings::Settings;
 use crate::handoff::{ProvisionRequest, Sha256Digest};
 use crate::names;
@@ -29,7 +30,7 @@ const KILLED_RETRIES: i32 = 3;
 /// wait for containerd.
 const GRACE_SECONDS: i64 = 120;
 
-/// Memory limit of a container of a Job, in MiB. The largest use is that of a rehearsal: a second containerd and the root that is built for it.
+/// Memory limit of a container of a Job, in MiB, if the settings have no resources. The largest use is that of a rehearsal: a second containerd and the root that is built for it.
 pub const JOB_MEMORY_LIMIT: u64 = 256;
 
 /// Limit of the volume for downloads. An unpacked shim has tens of megabytes, and the set of a node stays far below the limit.
@@ -52,16 +53,18 @@ pub fn build(
     request: &ProvisionRequest,
     digest: Sha256Digest,
 ) -> Job {
-    let labels = pairs([
-        (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
-        (names::MANAGED_BY_LABEL, names::MANAGER),
-        (names::KWASM_JOB_LABEL, "true"),
+    let labels = labels(settings, node_name);
+    // Each entry replaces an earlier one with its key.
+    let mut annotations = pairs([
+        (names::ISTIO_INJECT, "false"),
+        (names::LINKERD_INJECT, "disabled"),
     ]);
-    let annotations = pairs([
+    annotations.extend(settings.job_annotations.clone());
+    annotations.extend(pairs([
         (names::NODE_NAME_ANNOTATION, node_name),
         (names::NODE_UID_ANNOTATION, node_uid),
         (names::REQUEST_DIGEST_ANNOTATION, &digest.to_string()),
-    ]);
+    ]));
     let mut pod_annotations = annotations.clone();
     pod_annotations.insert(names::REQUEST_ANNOTATION.to_owned(), request.to_json());
     let name = names::job_name(node_uid);
@@ -111,6 +114,23 @@ pub fn build(
         }),
         ..Job::default()
     }
+}
+
+/// The labels of a Job and of its pod. Those against sidecars are there because a Job with a sidecar never ends, and because the init container
+/// `fetch` runs before the sidecar that its network would need.
+fn labels(settings: &Settings, node_name: &str) -> Pairs {
+    let mut labels = pairs([(names::ISTIO_INJECT, "false")]);
+    labels.extend(settings.job_labels.clone());
+    labels.extend(pairs([
+        (names::COMPONENT_LABEL, names::COMPONENT_INSTALLER),
+        (names::MANAGED_BY_LABEL, names::MANAGER),
+        (names::KWASM_JOB_LABEL, "true"),
+    ]));
+    labels.remove(names::NODE_NAME_ANNOTATION);
+    if node_name.len() <= LONGEST_NAME {
+        labels.extend(pairs([(names::NODE_NAME_ANNOTATION, node_name)]));
+    }
+    labels
 }
 
 fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> Pairs {
@@ -252,13 +272,7 @@ fn read_only(name: &str, path: &str) -> VolumeMount {
 
 /// The common part of both containers.
 fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
-    let memory_limit = format!("{JOB_MEMORY_LIMIT}Mi");
-    let amounts = |amounts: &[(&str, &str)]| {
-        let amounts = amounts.iter();
-        let amounts =
-            amounts.map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
-        Some(amounts.collect())
-    };
+    let resources = settings.job_resources.clone();
     Container {
         name: name.to_owned(),
         image: Some(settings.image.clone()),
@@ -268,12 +282,23 @@ fn container(settings: &Settings, name: &str, arguments: &[&str]) -> Container {
             variable("FARRIER_LOG", &settings.log_filter),
             variable("FARRIER_LOG_FORMAT", &settings.log_format),
         ]),
-        resources: Some(ResourceRequirements {
-            requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
-            limits: amounts(&[("memory", &memory_limit)]),
-            ..ResourceRequirements::default()
-        }),
+        resources: Some(resources.unwrap_or_else(default_resources)),
         ..Container::default()
+    }
+}
+
+fn default_resources() -> ResourceRequirements {
+    let memory_limit = format!("{JOB_MEMORY_LIMIT}Mi");
+    let amounts = |amounts: &[(&str, &str)]| {
+        let amounts = amounts.iter();
+        let amounts =
+            amounts.map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
+        Some(amounts.collect())
+    };
+    ResourceRequirements {
+        requests: amounts(&[("cpu", "10m"), ("memory", "32Mi")]),
+        limits: amounts(&[("memory", &memory_limit)]),
+        ..ResourceRequirements::default()
     }
 }
 
@@ -356,15 +381,13 @@ fn install(settings: &Settings) -> Container {
     if settings.accept_pending_changes {
         arguments.push("--accept-pending-changes");
     }
-    let host = VolumeMount {
-        mount_propagation: Some("HostToContainer".to_owned()),
-        ..mount("host", "/host")
-    };
     Container {
         volume_mounts: Some(vec![
             read_only("request", "/request"),
             read_only("artifacts", "/artifacts"),
-            host,
+            // Without mount propagation, which needs a shared `/`: on k3d and with OpenRC, `/` is a private mount. The container has all mounts
+            // of its start, and a change mounts nothing on the host.
+            mount("host", "/host"),
         ]),
         security_context: Some(SecurityContext {
             privileged: Some(true),
@@ -521,6 +544,62 @@ mod tests {
             let job = job(&settings, &request());
             let pod = job.spec.unwrap().template.spec.unwrap();
             assert_eq!(pod.host_pid, expected);
+        }
+    }
+
+    #[test]
+    fn labels_and_annotations_of_the_settings_never_replace_those_of_farrier() {
+        let settings = Settings {
+            job_labels: pairs([
+                ("kueue.x-k8s.io/queue-name", "nodes"),
+                (names::ISTIO_INJECT, "true"),
+                (names::COMPONENT_LABEL, "controller"),
+                (names::NODE_NAME_ANNOTATION, "n2"),
+            ]),
+            job_annotations: pairs([("team", "a"), (names::NODE_UID_ANNOTATION, "other")]),
+            ..settings()
+        };
+        let job = job(&settings, &request());
+        let template = job.spec.unwrap().template.metadata.unwrap();
+        for metadata in [job.metadata, template] {
+            let labels = metadata.labels.unwrap();
+            assert_eq!(labels["kueue.x-k8s.io/queue-name"], "nodes");
+            assert_eq!(labels[names::ISTIO_INJECT], "true");
+            assert_eq!(labels[names::COMPONENT_LABEL], "installer");
+            assert_eq!(labels[names::NODE_NAME_ANNOTATION], "n1");
+            let annotations = metadata.annotations.unwrap();
+            assert_eq!(annotations["team"], "a");
+            assert_eq!(annotations[names::ISTIO_INJECT], "false");
+            assert_eq!(annotations[names::LINKERD_INJECT], "disabled");
+            assert_eq!(annotations[names::NODE_UID_ANNOTATION], "uid");
+        }
+    }
+
+    #[rstest]
+    #[case(63, true)]
+    #[case(64, false)]
+    fn the_node_is_a_label_where_its_name_fits(#[case] length: usize, #[case] fits: bool) {
+        let labels = labels(&settings(), &"n".repeat(length));
+        assert_eq!(labels.contains_key(names::NODE_NAME_ANNOTATION), fits);
+    }
+
+    #[test]
+    fn the_settings_replace_the_resources_of_both_containers() {
+        let resources = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}});
+        let settings = Settings {
+            job_resources: Some(serde_json::from_value(resources.clone()).unwrap()),
+            ..settings()
+        };
+        let pod = pod(&settings, "n1");
+        let containers = pod
+            .containers
+            .into_iter()
+            .chain(pod.init_containers.unwrap());
+        for container in containers {
+            assert_eq!(
+                serde_json::to_value(container.resources).unwrap(),
+                resources
+            );
         }
     }
 
