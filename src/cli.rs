@@ -194,6 +194,9 @@ pub struct Controller {
     /// Hosts, domains and networks to reach without a proxy, separated by commas.
     #[arg(long, env = "FARRIER_JOB_NO_PROXY", value_name = "LIST")]
     pub job_no_proxy: Option<String>,
+    /// Keys of the taints that a node loses when it serves its shims, or never will, separated by commas.
+    #[arg(long, env = "FARRIER_STARTUP_TAINTS", value_name = "KEYS", value_delimiter = ',', default_value = names::STARTUP_TAINT, value_parser = parse_startup_taint)]
+    pub startup_taints: Vec<String>,
     /// Handlers that a node declares in addition to the handlers of its own Shims, when containerd is restarted anyway.
     #[arg(long, env = "FARRIER_RESERVE_HANDLERS", value_enum, default_value_t)]
     pub reserve_handlers: ReserveHandlers,
@@ -698,6 +701,28 @@ mod tests {
     ) {
         let options = controller(&format!("--job-ttl={text}")).unwrap();
         assert_eq!(options.job_ttl, Some(expected));
+    }
+
+    #[rstest]
+    #[case("--job-labels={\"a\":1}")]
+    #[case("--job-annotations=a=b")]
+    #[case("--job-resources=[]")]
+    #[case("--startup-taints=farrier.dev/not-ready,farrier.dev/restarting")]
+    #[case("--startup-taints=node.kubernetes.io/not-ready")]
+    #[case("--startup-taints=node-role.kubernetes.io/control-plane")]
+    fn a_setting_of_jobs_or_taints_that_can_not_be_used_is_a_usage_error(#[case] argument: &str) {
+        assert_eq!(controller(argument).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn startup_taints_are_separated_by_commas() {
+        let taints = |argument: &str| controller(argument).unwrap().startup_taints;
+        let expected = ["farrier.dev/not-ready", "a.example/b"];
+        assert_eq!(
+            taints("--startup-taints=farrier.dev/not-ready,a.example/b"),
+            expected
+        );
+        assert_eq!(taints("--job-labels={}"), ["farrier.dev/not-ready"]);
     }
 
     #[rstest]

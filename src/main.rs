@@ -166,6 +166,7 @@ fn settings(controller: cli::Controller, logging: Logging) -> controller::Settin
         job_http_proxy,
         job_https_proxy,
         job_no_proxy,
+        startup_taints,
         reserve_handlers,
         lease_name,
         identity,
@@ -205,6 +206,11 @@ fn settings(controller: cli::Controller, logging: Logging) -> controller::Settin
         .into_iter()
         .filter_map(|(variable, value)| Some((variable, value?)))
         .collect(),
+        // The value of an empty variable is one empty key.
+        startup_taints: startup_taints
+            .into_iter()
+            .filter(|key| !key.is_empty())
+            .collect(),
         reserve_handlers: reserve_handlers == ReserveHandlers::Shims,
         log_filter: logging.filter,
         log_format: logging

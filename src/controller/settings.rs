@@ -55,6 +55,8 @@ pub struct Settings {
     pub job_resources: Option<ResourceRequirements>,
     /// Proxy variables for the Jobs' `fetch` container.
     pub job_proxies: BTreeMap<&'static str, String>,
+    /// Keys of the taints that a node loses when it serves its shims, or never will.
+    pub startup_taints: Vec<String>,
     /// A node also declares the handlers of Shims that it does not carry, when containerd is restarted anyway.
     pub reserve_handlers: bool,
     /// Filter of the log lines of the Jobs, as that of the controller.

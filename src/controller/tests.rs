@@ -52,6 +52,7 @@ pub fn settings() -> Settings {
         job_annotations: BTreeMap::new(),
         job_resources: None,
         job_proxies: BTreeMap::new(),
+        startup_taints: vec![crate::names::STARTUP_TAINT.to_owned()],
         reserve_handlers: true,
         log_filter: "info".to_owned(),
         log_format: "text".to_owned(),

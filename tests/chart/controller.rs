@@ -108,7 +108,10 @@ fn the_environment_of_the_controller_is_accepted_by_the_command_line() {
     assert!(!options.auto_provision && !options.allow_pod_restarts && !options.job_host_pid);
     assert!(!options.accept_pending_changes);
     assert!(!options.job_allow_link_local);
+    assert_eq!(options.startup_taints, [farrier::names::STARTUP_TAINT]);
     for unset in [
+        "FARRIER_JOB_LABELS",
+        "FARRIER_JOB_ANNOTATIONS",
         "FARRIER_IMAGE_PULL_SECRETS",
         "FARRIER_CA_CONFIG_MAP",
         "FARRIER_JOB_PRIORITY_CLASS",
@@ -145,6 +148,8 @@ fn values_are_passed_to_the_controller() {
         "--set=job.proxy.http=http://proxy:3128,job.proxy.https=http://proxy:3129",
         "--set=job.proxy.noProxy=10.0.0.0/8\\,.internal",
         "--set=log.filter=debug,log.format=json",
+        "--set=job.labels.a=b,job.annotations.c=d,job.resources.limits.cpu=1",
+        "--set=startupTaints={farrier.dev/not-ready,a.example/b}",
     ]);
     let (cli, _) = controller_options(&objects);
     assert_eq!(cli.log, "debug");
@@ -159,6 +164,12 @@ fn values_are_passed_to_the_controller() {
     assert_eq!(options.on_restart, cli::OnRestartOfController::Drain);
     assert_eq!(options.drain_timeout, Some(60));
     assert_eq!(options.job_ttl, Some(cli::JobTtl::Seconds(0)));
+    assert_eq!(options.job_labels.unwrap()["a"], "b");
+    assert_eq!(options.job_annotations.unwrap()["c"], "d");
+    let limits = options.job_resources.unwrap().limits.unwrap();
+    assert_eq!((&*limits["cpu"].0, &*limits["memory"].0), ("1", "256Mi"));
+    let taints = ["farrier.dev/not-ready", "a.example/b"];
+    assert_eq!(options.startup_taints, taints);
     let priority = options.job_priority_class.as_deref();
     assert_eq!(priority, Some("system-node-critical"));
     assert_eq!(options.job_http_proxy.as_deref(), Some("http://proxy:3128"));

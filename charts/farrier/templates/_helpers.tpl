@@ -252,6 +252,8 @@ linkerd.io/inject: disabled
 {{- end }}
 - name: AUTO_PROVISION_NODES
   value: {{ include "farrier.autoProvision" . | quote }}
+- name: FARRIER_STARTUP_TAINTS
+  value: {{ join "," .Values.startupTaints | quote }}
 - name: FARRIER_RESERVE_HANDLERS
   value: {{ .Values.reserveHandlers | quote }}
 # The replica that holds this Lease acts.

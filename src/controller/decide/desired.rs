@@ -104,6 +104,8 @@ pub struct Cluster {
     pub on_restart_by_shim: BTreeMap<String, OnRestart>,
     /// Time limit for the eviction of the pods of a node; `None` if Farrier may evict no pod.
     pub drain_timeout: Option<Duration>,
+    /// Keys of the taints that a node loses when it serves its Shims, or never will.
+    pub startup_taints: Vec<String>,
     /// By Shim, the binaries that the first node of each platform got, where the spec has no SHA-256.
     pub first_binaries: BTreeMap<String, Vec<FirstBinary>>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::desired::{Desired, Verdict};
+use super::desired::{Cluster, Desired, Verdict};
 use super::ending_pods;
 use super::event::{EventSpec, by_cause};
 use super::types::{JobStep, NodeEdit, Observed, Plan};
@@ -80,7 +80,7 @@ pub fn plan_with_labels(
     let job_is_there = seen.job.is_some_and(|job| job.deleting.is_none());
     let edit = edit(
         seen.node,
-        &seen.cluster.shims,
+        seen.cluster,
         desired,
         applied,
         job_is_there,
@@ -128,11 +128,12 @@ fn served_again(edit: &NodeEdit, node: &NodeView) -> Option<EventSpec> {
 /// While the Job exists, the annotation stays, because it shows whether the report of the Job was recorded.
 fn edit(
     node: &NodeView,
-    shims: &[ShimView],
+    cluster: &Cluster,
     desired: &Desired,
     applied: Option<Applied>,
     job_is_there: bool,
 ) -> Option<NodeEdit> {
+    let shims = cluster.shims.as_slice();
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     // KWasm's label is set when the node serves all Shims that its annotation selects, and is kept until a report shows another state.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
@@ -177,6 +178,11 @@ fn edit(
     {
         wanted.insert(key.clone(), None);
     }
+    let startup_taints = if done {
+        cluster.startup_taints.as_slice()
+    } else {
+        &[]
+    };
     let draining = ending_pods::waiting(applied.as_ref(), desired);
     let draining = draining.filter(|waiting| waiting.draining_since.is_some());
     let (drains, drained) = match draining {
@@ -211,7 +217,7 @@ fn edit(
             .map(|applied| summary(&applied)),
     )]);
     let edit = NodeEdit {
-        taints: taints(&node.taints, done, drains),
+        taints: taints(&node.taints, startup_taints, drains),
         labels: changed(wanted, &node.labels),
         annotations: changed(annotations, &node.annotations),
     };
@@ -271,7 +277,7 @@ fn needs_no_wait(
 /// host serves are advertised again.
 #[must_use]
 pub fn without_drain(node: &NodeView, keeps: bool) -> Option<NodeEdit> {
-    let taints = taints(&node.taints, false, false)?;
+    let taints = taints(&node.taints, &[], false)?;
     let applied = node.applied().unwrap_or_default();
     let waiting = applied.waiting_for_pods.clone().unwrap_or_default();
     let is_served = |handler: &&String| {
@@ -288,13 +294,13 @@ pub fn without_drain(node: &NodeView, keeps: bool) -> Option<NodeEdit> {
     })
 }
 
-/// The taints without the startup taint where `done`, and with the taint of a restart exactly where the node `drains`; `None` if the node has
-/// them.
-fn taints(taints: &[Taint], done: bool, drains: bool) -> Option<Vec<Taint>> {
+/// The taints without those whose keys are in `without`, and with the taint of a restart exactly where the node `drains`; `None` if the node
+/// has them.
+fn taints(taints: &[Taint], without: &[String], drains: bool) -> Option<Vec<Taint>> {
     let is_restarting = |taint: &Taint| taint.key == names::RESTARTING_TAINT;
     let mut rest: Vec<Taint> = taints
         .iter()
-        .filter(|taint| !(done && taint.key == names::STARTUP_TAINT))
+        .filter(|taint| !without.contains(&taint.key))
         .filter(|taint| drains || !is_restarting(taint))
         .cloned()
         .collect();

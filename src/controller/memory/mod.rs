@@ -287,6 +287,7 @@ impl Context {
             let mut memory = self.memory();
             let cluster = Arc::new(Cluster {
                 uninstalling: self.uninstalling,
+                startup_taints: settings.startup_taints.clone(),
                 ..cluster.with_first_binaries_of(&memory.cluster)
             });
             let mut fleet = Fleet::default();

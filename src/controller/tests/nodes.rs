@@ -137,20 +137,29 @@ fn taint(key: &str) -> Taint {
 }
 
 #[test]
-fn only_the_startup_taint_is_removed_and_only_once_everything_is_served() {
+fn only_startup_taints_are_removed_and_only_once_everything_is_served() {
     let mut scene = scene().annotated();
-    scene.node.taints = vec![taint("theirs"), taint("farrier.dev/not-ready")];
+    scene.node.taints = vec![
+        taint("theirs"),
+        taint("farrier.dev/not-ready"),
+        taint("startup-taint.cluster-autoscaler.kubernetes.io/farrier"),
+        taint("startup-taint.cluster-autoscaler.kubernetes.io/other"),
+    ];
     let claimed = scene.stepped();
-    assert_eq!(claimed.node.taints.len(), 2);
+    assert_eq!(claimed.node.taints.len(), 4);
     let failed = claimed.answers(Outcome::Refused, false, Some("no"));
     let failed = failed.stepped();
-    assert_eq!(failed.node.taints.len(), 2);
+    assert_eq!(failed.node.taints.len(), 4);
     let served = failed
         .later(30)
         .stepped()
         .answers(Outcome::Applied, true, None)
         .stepped();
-    assert_eq!(served.node.taints, [taint("theirs")]);
+    let others = [
+        taint("theirs"),
+        taint("startup-taint.cluster-autoscaler.kubernetes.io/other"),
+    ];
+    assert_eq!(served.node.taints, others);
     assert!(served.decide().is_empty());
 }
 

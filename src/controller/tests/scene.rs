@@ -128,6 +128,10 @@ impl Scene {
     fn cluster(&self) -> Cluster {
         Cluster {
             uninstalling: self.uninstalling,
+            startup_taints: vec![
+                "farrier.dev/not-ready".to_owned(),
+                "startup-taint.cluster-autoscaler.kubernetes.io/farrier".to_owned(),
+            ],
             ..Cluster::new(self.shims.clone(), self.auto_provision, true)
                 .with_restart_policy(self.on_restart, self.drain_timeout)
         }
