@@ -16,9 +16,11 @@ use tracing::Instrument as _;
 
 use super::apply;
 use super::cluster::ending_pods;
+use super::cluster::job_events;
 use super::cluster::node_view::NodeView;
 use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::NodeObject;
+use super::decide::job_result;
 use super::memory::Context;
 use crate::names::reasons;
 
@@ -161,7 +163,16 @@ async fn reconcile_node(
         let looked = apply::in_time(format!("pods of node {}", view.name), look.map(Ok)).await;
         looked.ok().flatten()
     };
-    let Some(plan) = context.decide_node(&node, &view, pods.as_ref()) else {
+    let refused_pod = match context.job_without_pod(&view) {
+        Some(job) => {
+            let refused =
+                job_events::refused_pod(&context.client, &context.settings.namespace, &job);
+            let told = apply::in_time(format!("Job of node {}", view.name), refused.map(Ok)).await;
+            told.ok().flatten().as_deref().map(job_result::refused_pod)
+        }
+        None => None,
+    };
+    let Some(plan) = context.decide_node(&node, &view, pods.as_ref(), refused_pod) else {
         // The watch is about to deliver the newer version.
         return Ok(Action::await_change());
     };

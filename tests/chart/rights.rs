@@ -107,6 +107,7 @@ fn the_role_of_the_controller_has_exactly_the_reviewed_rules() {
     let in_its_namespace = set(&[
         "batch: jobs: get list watch create delete",
         "pods: list watch",
+        "events: list",
         "coordination.k8s.io: leases: create",
         "coordination.k8s.io: leases farrier: get update patch",
     ]);

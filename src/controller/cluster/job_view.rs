@@ -27,6 +27,8 @@ pub struct JobView {
     pub deleting: Option<Timestamp>,
     /// The state of the Job.
     pub progress: JobProgress,
+    /// Why the Job has no pod, if that is known.
+    pub hindrance: Option<Problem>,
 }
 
 /// The state of a Job.
@@ -74,9 +76,19 @@ impl JobView {
                 .creation_timestamp()
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             deleting: job.metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            hindrance: job.spec.suspend.then(suspended),
             progress,
         }
     }
+}
+
+/// The problem of a Job that another program suspended, and that has no pod therefore.
+fn suspended() -> Problem {
+    Problem::with_help(
+        "the Job is suspended, and has had no pod for one minute",
+        "if a queue such as Kueue suspends Jobs, name a queue with room in job.labels of the chart's values (kueue.x-k8s.io/queue-name), or \
+         exempt Farrier's namespace",
+    )
 }
 
 fn progress(
@@ -469,6 +481,20 @@ mod tests {
             &[said(&first.to_json()), said(&report().to_json())],
         );
         assert_eq!(seen.progress, JobProgress::Answered(Box::new(report())));
+    }
+
+    #[rstest]
+    #[case(json!({}), false)]
+    #[case(json!({"suspend": false}), false)]
+    #[case(json!({"suspend": true}), true)]
+    fn a_suspended_job_says_why_it_has_no_pod(#[case] spec: Value, #[case] says: bool) {
+        let job = json!({"metadata": {"uid": "job-uid"}, "spec": spec});
+        let job: JobObject = serde_json::from_value(job).unwrap();
+        let seen = JobView::new(&job, &[], &node("node-uid"));
+        assert_eq!(seen.progress, JobProgress::NoPod);
+        let said = seen.hindrance.map(|problem| problem.sentence());
+        let told = |said: String| said.contains("suspended") && said.contains("job.labels");
+        assert_eq!(said.is_some_and(told), says);
     }
 
     #[test]

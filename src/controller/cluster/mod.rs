@@ -17,6 +17,7 @@ use tower::{BoxError, ServiceBuilder};
 use crate::dns::Resolver;
 
 pub mod ending_pods;
+pub mod job_events;
 pub mod job_view;
 pub mod node_view;
 pub mod pods;

@@ -122,6 +122,9 @@ pub struct JobObject {
 /// The spec of a Job.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct JobSpec {
+    /// The Job controller creates no pod.
+    #[serde(default)]
+    pub suspend: bool,
     /// The pod template.
     #[serde(default)]
     pub template: PodTemplate,

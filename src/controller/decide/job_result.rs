@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::desired::Desired;
 use super::ending_pods;
 use super::event::{EventSpec, LONGEST_NOTE, by_cause, cut};
@@ -26,7 +28,22 @@ const LONGEST_REASON: usize = 400;
 /// admission policy or a missing account prevents the pod. A pod ends within its grace period. After a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
-/// The problem of a Job without a pod.
+/// Whether the Job should have a pod by now, and has none.
+#[must_use]
+pub fn lacks_pod(job: &JobView, now: Timestamp) -> bool {
+    job.progress == JobProgress::NoPod && age(now, job.created) >= POD_PATIENCE
+}
+
+/// The problem of a Job without a pod, where `refusal` is why the Job controller can't create one.
+#[must_use]
+pub fn refused_pod(refusal: &str) -> Problem {
+    Problem::with_help(
+        format!("the Job has had no pod for one minute: {refusal}"),
+        "correct the quota, the limits or the policy, or adapt job.resources and job.labels in the chart's values",
+    )
+}
+
+/// The problem of a Job without a pod, where nothing else is known.
 fn no_pod() -> Problem {
     Problem::with_help(
         "the Job has had no pod for one minute",
@@ -67,7 +84,10 @@ pub fn of(
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
         }
-        JobProgress::NoPod => over().then(|| fail(seen, applied, job, &no_pod())),
+        JobProgress::NoPod => over().then(|| {
+            let problem = job.hindrance.clone().unwrap_or_else(no_pod);
+            fail(seen, applied, job, &problem)
+        }),
         JobProgress::Overdue { problem, .. } => over().then(|| fail(seen, applied, job, problem)),
     }
 }

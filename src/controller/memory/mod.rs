@@ -26,7 +26,7 @@ use super::decide::desired::Cluster;
 use super::decide::runtime_classes::adopter;
 use super::decide::shim_status::{self, ShimPlan};
 use super::decide::types::{Hold, Observed, Plan};
-use super::decide::{self, ending_pods, rollout};
+use super::decide::{self, ending_pods, job_result, rollout};
 use super::settings::Settings;
 use crate::handoff::Problem;
 use crate::metrics::Metrics;
@@ -328,8 +328,12 @@ impl Context {
         node: &NodeObject,
         view: &NodeView,
         pods: Option<&PodStates>,
+        refused_pod: Option<Problem>,
     ) -> Option<Plan> {
-        let job = self.job(view);
+        let job = self.job(view).map(|job| JobView {
+            hindrance: refused_pod.or_else(|| job.hindrance.clone()),
+            ..job
+        });
         // The lock keeps two nodes from taking the same place in a rollout.
         let mut memory = self.memory();
         if memory.expectations.is_stale(node) {
@@ -374,6 +378,14 @@ impl Context {
         self.queues.requeue(&requeue);
         self.changed.notify_waiters();
         Some(plan)
+    }
+
+    /// The UID of the node's Job, if it should have a pod by now and nothing says why it has none.
+    #[must_use]
+    pub fn job_without_pod(&self, view: &NodeView) -> Option<String> {
+        let job = self.job(view)?;
+        let is_unclear = job.hindrance.is_none() && job_result::lacks_pod(&job, Timestamp::now());
+        is_unclear.then_some(job.uid)
     }
 
     /// Whether a policy lets the controller evict pods.

@@ -1,6 +1,8 @@
 //! Failed attempts, Jobs without a readable report, and invalid text in reports and annotations.
 
 use super::*;
+use crate::controller::decide::job_result::refused_pod;
+use crate::controller::memory::node_summary::Phase;
 use crate::handoff::Problem;
 
 #[test]
@@ -173,6 +175,19 @@ fn a_job_without_a_report_is_a_failure_with_a_reason(
     assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
     assert!(plan.event.unwrap().warning);
     assert!(matches!(plan.job, JobStep::Delete(_)));
+}
+
+#[test]
+fn a_job_without_a_pod_is_failed_for_the_reason_of_the_job_controller() {
+    let refusal = "pods \"a\" is forbidden: exceeded quota: q, requested: limits.cpu=500m";
+    let mut without_pod = scene().annotated().stepped().job(JobProgress::NoPod);
+    without_pod.job.as_mut().unwrap().hindrance = Some(refused_pod(refusal));
+    let (_, plan) = without_pod.later(60).step();
+    let note = plan.event.unwrap().note;
+    assert!(
+        note.contains(refusal) && note.contains("job.resources"),
+        "{note}"
+    );
 }
 
 #[test]

@@ -204,6 +204,7 @@ impl Scene {
                     created: self.now,
                     deleting: None,
                     progress: JobProgress::Running,
+                    hindrance: None,
                 });
             }
             JobStep::Delete(uid) => {
