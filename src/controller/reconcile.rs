@@ -22,6 +22,7 @@ use super::cluster::shim_view::ShimObject;
 use super::cluster::slim::NodeObject;
 use super::decide::job_result;
 use super::memory::Context;
+use super::memory::rejected_writes::Rejection;
 use crate::names::reasons;
 
 /// Objects that are written at a time. kube's client has no limit on requests per second, unlike client-go (5, bursts of 10). With some 5
@@ -140,7 +141,8 @@ fn remember_rejection(
         Err(error) => match error.rejection() {
             Some(problem) => {
                 tracing::warn!(%error, help = problem.help, "the API server rejected a write");
-                Some(problem)
+                let is_outage = error.is_outage();
+                Some(Rejection { problem, is_outage })
             }
             None => return Err(error),
         },

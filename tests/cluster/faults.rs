@@ -1,5 +1,10 @@
 //! Faults end in one clear sentence in the report, on the node and on the Shim, and the node still works.
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::ResourceQuota;
+use kube::api::{Api, DeleteParams, PostParams};
+use serde_json::json;
+
 use crate::support::{Artifact, Cluster, eventually, shim_for};
 
 /// Requests the Shim on the node and waits until the failure is reported everywhere. Nothing on the node changes.
@@ -60,6 +65,51 @@ async fn a_wrong_digest_is_reported() {
     };
     is_told(&cluster, &node, "wrong-digest", &fault, "SHA-256").await;
     take_away(&cluster, &node, "wrong-digest").await;
+}
+
+#[tokio::test]
+async fn a_quota_that_refuses_the_pod_of_a_job_is_reported_in_its_own_words() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("1.7");
+    let quotas: Api<ResourceQuota> = Api::namespaced(cluster.client.clone(), "farrier");
+    let quota = json!({"metadata": {"name": "limits"}, "spec": {"hard": {"limits.cpu": "1"}}});
+    let quota = serde_json::from_value(quota).unwrap();
+    let created = quotas.create(&PostParams::default(), &quota).await;
+    created.unwrap();
+    let good = cluster.artifacts.shim.clone();
+    is_told(&cluster, &node, "quota", &good, "must specify limits.cpu").await;
+    let deleted = quotas.delete("limits", &DeleteParams::default()).await;
+    deleted.unwrap();
+    take_away(&cluster, &node, "quota").await;
+}
+
+#[tokio::test]
+async fn a_webhook_that_does_not_answer_is_reported_and_is_waited_for() {
+    let cluster = Cluster::with_farrier().await;
+    let node = cluster.node_with("1.7");
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
+    let webhook = json!({
+        "metadata": {"name": "jobs.example.org"},
+        "webhooks": [{
+            "name": "jobs.example.org", "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail",
+            "clientConfig": {"service": {"namespace": "farrier", "name": "none"}},
+            "rules": [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "farrier"}},
+        }],
+    });
+    let webhook = serde_json::from_value(webhook).unwrap();
+    let created = webhooks.create(&PostParams::default(), &webhook).await;
+    created.unwrap();
+    let good = cluster.artifacts.shim.clone();
+    let said = "failed calling webhook";
+    is_told(&cluster, &node, "webhook", &good, said).await;
+    let name = "jobs.example.org";
+    let deleted = webhooks.delete(name, &DeleteParams::default()).await;
+    deleted.unwrap();
+    cluster
+        .label_becomes(&node, "farrier.dev/webhook", "provisioned")
+        .await;
+    take_away(&cluster, &node, "webhook").await;
 }
 
 #[tokio::test]

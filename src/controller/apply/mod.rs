@@ -94,7 +94,7 @@ impl Error {
     pub fn rejection(&self) -> Option<Problem> {
         let rejected = match self {
             Self::Create { source, .. } | Self::Write { source, .. } => {
-                matches!(code(source), Some(400 | 403 | 422))
+                matches!(code(source), Some(400 | 403 | 422)) || is_webhook_failure(source)
             }
             Self::Taken { .. } | Self::Reverted { .. } => true,
             Self::Deadline { .. } => false,
@@ -102,10 +102,23 @@ impl Error {
         rejected.then(|| Problem::new(self, self.help()))
     }
 
+    /// An admission webhook did not answer, and the API server refuses the write as long as it does not.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Write { source, .. } | Self::Create { source, .. } => is_webhook_failure(source),
+            Self::Deadline { .. } | Self::Taken { .. } | Self::Reverted { .. } => false,
+        }
+    }
+
     /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'static, str>> {
         match self {
+            Self::Write { .. } | Self::Create { .. } if self.is_outage() => Some(
+                "repair the admission webhook, or exempt nodes and Farrier's namespace from it"
+                    .into(),
+            ),
             Self::Create { .. } => Some("check the quotas and the admission policies".into()),
             Self::Taken { .. } => Some("delete that Job".into()),
             Self::Reverted { .. } => Some(
@@ -122,6 +135,11 @@ fn message(error: &kube::Error) -> String {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     }
+}
+
+/// Whether the API server could not ask an admission webhook (*failed calling webhook*; `failurePolicy: Fail`).
+fn is_webhook_failure(error: &kube::Error) -> bool {
+    code(error) == Some(500) && message(error).contains("failed calling webhook")
 }
 
 fn code(error: &kube::Error) -> Option<u16> {
@@ -741,6 +759,32 @@ mod tests {
             Ok(version) => assert!(!records && version == "7"),
             Err(error) => assert!(records && error.rejection().is_some() && !error.is_conflict()),
         }
+    }
+
+    #[rstest]
+    #[case::webhook(
+        "Internal error occurred: failed calling webhook \"a.example\": failed to call webhook: no endpoints",
+        true
+    )]
+    #[case::etcd("etcdserver: request timed out", false)]
+    fn a_webhook_that_does_not_answer_is_an_outage_and_other_faults_of_the_api_server_pass(
+        #[case] message: &str,
+        #[case] is_outage: bool,
+    ) {
+        let status = Status {
+            status: Some(StatusSummary::Failure),
+            code: 500,
+            message: message.to_owned(),
+            ..Status::default()
+        };
+        let error = Error::Create {
+            object: "Job a".to_owned(),
+            source: kube::Error::Api(Box::new(status)),
+        };
+        assert_eq!(error.is_outage(), is_outage);
+        let told = error.rejection().map(|problem| problem.sentence());
+        let told = told.map(|told| told.contains(message) && told.contains("webhook, or exempt"));
+        assert_eq!(told, is_outage.then_some(true));
     }
 
     #[rstest]

@@ -13,7 +13,7 @@ use crate::handoff::ShimRequest;
 
 /// Wait after the first failure. Each further failure doubles the wait. Long enough for a short outage of a mirror, or a reboot of the
 /// node.
-const FIRST_RETRY: Duration = Duration::from_secs(30);
+pub const FIRST_RETRY: Duration = Duration::from_secs(30);
 
 /// Longest wait between attempts. After an operator removed the cause, the node recovers within this time.
 pub const LONGEST_RETRY: Duration = Duration::from_mins(10);

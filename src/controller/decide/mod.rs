@@ -427,6 +427,10 @@ fn job_not_created(
     let note = job_result::shortened(problem);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
+    if seen.is_outage {
+        // The next attempt follows soon, however long the outage lasts: an attempt without a Job costs the host nothing.
+        applied.attempts = applied.attempts.min(1);
+    }
     if let Some(waiting) = &mut applied.waiting_for_pods {
         // Pods are not evicted for a Job that can't be created.
         waiting.draining_since = None;

@@ -28,6 +28,8 @@ pub struct Observed<'a> {
     pub job: Option<&'a JobView>,
     /// Why the API server rejected the last Job.
     pub rejected: Option<&'a Problem>,
+    /// That rejection only lasts as long as an admission webhook does not answer.
+    pub is_outage: bool,
     /// Why the last eviction of a pod of the node was refused.
     pub refused_eviction: Option<&'a str>,
     /// Why no Job may be created now.

@@ -40,7 +40,7 @@ pub mod rejected_writes;
 use aggregate::{Carrier, Fleet};
 use expectations::Expectations;
 use node_summary::NodeSummary;
-use rejected_writes::{RefusedEvictions, RejectedWrites};
+use rejected_writes::{RefusedEvictions, RejectedWrites, Rejection};
 
 /// Time between two status updates of one Shim: thousands of nodes may change within a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
@@ -341,6 +341,7 @@ impl Context {
         }
         let cluster = Arc::clone(&memory.cluster);
         let rejected = memory.rejected_writes.of(&view.uid);
+        let is_outage = rejected.as_ref().is_some_and(|rejected| rejected.is_outage);
         let rejected = rejected.as_ref().map(|rejected| &rejected.problem);
         let refused_eviction = memory.refused_evictions.of(&view.uid);
         let blocked = rollout::blocked_by_rollout(&memory.fleet.others(&view.name), view, &cluster);
@@ -351,6 +352,7 @@ impl Context {
         };
         let seen = Observed {
             rejected,
+            is_outage,
             refused_eviction: refused_eviction.as_deref(),
             hold,
             pods,
@@ -466,7 +468,7 @@ impl Context {
         &self,
         uid: &str,
         generation: Option<i64>,
-        rejection: Option<Problem>,
+        rejection: Option<Rejection>,
     ) -> Option<Duration> {
         self.memory()
             .rejected_writes
@@ -558,6 +560,7 @@ impl Context {
             blocked_by_rollout,
             job,
             rejected: None,
+            is_outage: false,
             refused_eviction: None,
             hold: Hold::None,
             pods: None,

@@ -145,6 +145,11 @@ impl NodeSummary {
                     reason: reason.unwrap_or_default(),
                     halts: matches!(verdict, Verdict::Wanted(_)),
                 },
+                // The node itself may be what can't be written.
+                (Verdict::Wanted(_), _) if let Some(problem) = seen.rejected => Phase::Failed {
+                    reason: problem.sentence(),
+                    halts: true,
+                },
                 (_, _) if let Some(waiting) = &waiting => Phase::WaitingForPods(waiting.clone()),
                 (verdict, _) => {
                     changing |= begun(applied, shim, verdict);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::controller::decide::job_due::backoff;
+use crate::controller::decide::job_due::{FIRST_RETRY, backoff};
 use crate::handoff::Problem;
 
 /// Wait after a new rejection and after its end: the next decision reports the change.
@@ -34,6 +34,15 @@ impl RefusedEvictions {
     }
 }
 
+/// Why a write was rejected.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    /// The problem for operators.
+    pub problem: Problem,
+    /// An admission webhook did not answer. Usually it answers again soon, and nobody changes an object then.
+    pub is_outage: bool,
+}
+
 /// The last rejected write of each node and Shim, by UID.
 #[derive(Debug, Default)]
 pub struct RejectedWrites(HashMap<String, RejectedWrite>);
@@ -43,6 +52,8 @@ pub struct RejectedWrites(HashMap<String, RejectedWrite>);
 pub struct RejectedWrite {
     /// The problem for operators.
     pub problem: Problem,
+    /// An admission webhook did not answer.
+    pub is_outage: bool,
     /// Rejections in a row.
     times: u32,
     /// Generation of the spec that was rejected.
@@ -70,9 +81,9 @@ impl RejectedWrites {
         &mut self,
         uid: &str,
         generation: Option<i64>,
-        rejection: Option<Problem>,
+        rejection: Option<Rejection>,
     ) -> Option<Duration> {
-        let Some(problem) = rejection else {
+        let Some(Rejection { problem, is_outage }) = rejection else {
             return self.0.remove(uid).map(|_| AT_ONCE);
         };
         if self.0.len() >= MOST {
@@ -81,15 +92,44 @@ impl RejectedWrites {
         let before = self.0.get(uid);
         let times = before.map_or(0, |before| before.times).saturating_add(1);
         let already_reported = before.is_some_and(|before| before.problem == problem);
-        let wait = backoff(times);
+        let wait = if is_outage {
+            FIRST_RETRY
+        } else {
+            backoff(times)
+        };
         let again = Instant::now() + wait;
         let rejection = RejectedWrite {
             problem,
+            is_outage,
             times,
             generation,
             again,
         };
         self.0.insert(uid.to_owned(), rejection);
         Some(if already_reported { wait } else { AT_ONCE })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::of_an_object(false, [1, 60, 120, 240, 480])]
+    #[case::in_an_outage(true, [1, 30, 30, 30, 30])]
+    fn the_wait_after_a_rejection_grows_except_in_an_outage(
+        #[case] is_outage: bool,
+        #[case] expected: [u64; 5],
+    ) {
+        let mut writes = RejectedWrites::default();
+        let mut after = || {
+            let problem = Problem::new("so it is", None);
+            writes.after("u", None, Some(Rejection { problem, is_outage }))
+        };
+        let waits = expected.map(|_| after());
+        assert_eq!(waits, expected.map(|wait| Some(Duration::from_secs(wait))));
+        assert_eq!(writes.after("u", None, None), Some(AT_ONCE));
     }
 }

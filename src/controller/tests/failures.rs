@@ -310,6 +310,38 @@ fn a_job_that_the_api_server_rejects_is_reported_once_and_tried_again() {
 }
 
 #[test]
+fn a_job_is_tried_again_every_half_minute_while_a_webhook_does_not_answer() {
+    let problem = Problem::new("failed calling webhook \"a\": no endpoints", None);
+    let mut scene = scene().annotated();
+    for _ in 0..6 {
+        let (mut claimed, plan) = scene.step();
+        assert!(matches!(plan.job, JobStep::Create { .. }));
+        claimed.job = None;
+        claimed.rejected = Some(problem.clone());
+        claimed.is_outage = true;
+        let (mut refused, plan) = claimed.step();
+        assert!(plan.event.unwrap().note.contains("no endpoints"));
+        assert_eq!(plan.look_again, Some(Duration::from_secs(30)));
+        assert_eq!(refused.label("farrier.dev/spin"), Some("failed"));
+        refused.rejected = None;
+        refused.is_outage = false;
+        scene = refused.later(30);
+    }
+}
+
+#[test]
+fn a_node_that_can_not_be_written_is_a_failure_of_its_shims() {
+    let mut scene = scene().annotated();
+    scene.rejected = Some(Problem::new("failed calling webhook \"a\"", None));
+    let summary = scene.summary();
+    let phase = &summary.shims["spin"].phase;
+    assert!(
+        matches!(phase, Phase::Failed { reason, .. } if reason.contains("webhook")),
+        "{phase:?}"
+    );
+}
+
+#[test]
 fn the_report_of_a_job_without_a_request_for_this_node_object_is_ignored() {
     let mut scene = scene()
         .annotated()
