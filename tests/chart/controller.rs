@@ -212,6 +212,27 @@ fn the_notes_show_how_to_provision_a_node(#[case] arguments: &[&str], #[case] ex
     assert_eq!(annotates, expected.contains("annotate"), "{said}");
 }
 
+#[rstest]
+#[case::the_default(&[], Some("wasmedge 0.6.1, wasmer"))]
+#[case::another_version(&["--set=shims.preset=none,shims.spin.enabled=true,shims.spin.version=0.24.0"], Some("spin 0.24.0"))]
+#[case::its_digests(&["--set=shims.preset=none,shims.spin.enabled=true"], None)]
+#[case::none(&["--set=shims.preset=none"], None)]
+fn the_notes_name_the_shims_without_a_digest(
+    #[case] arguments: &[&str],
+    #[case] expected: Option<&str>,
+) {
+    let text = notes(arguments);
+    assert_eq!(
+        text.contains("have no digest"),
+        expected.is_some(),
+        "{text}"
+    );
+    assert!(
+        expected.is_none_or(|expected| text.contains(expected)),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_certificate_authority_is_mounted_from_a_config_map() {
     let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";

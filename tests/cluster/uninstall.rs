@@ -3,8 +3,9 @@
 use farrier::api::Shim;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{CustomResourceExt, ResourceExt};
 use serde_json::json;
 
@@ -30,6 +31,33 @@ async fn a_second_release_of_the_chart_is_refused() {
         let refusal = cluster.helm_refusal(&["install", release, chart, "-n", namespace, &name]);
         let said = "already, as farrier in the namespace farrier";
         assert!(refusal.contains(said), "{release} {namespace}: {refusal}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_whose_namespace_was_deleted_is_named_with_the_way_on() {
+    let cluster = Cluster::with_farrier().await;
+    // Before the one of this release in the alphabet.
+    let left: ClusterRoleBinding = serde_json::from_value(json!({
+        "metadata": {
+            "name": "a-left", "labels": {"helm.sh/chart": "farrier-0.1.0", "app.kubernetes.io/instance": "left"},
+        },
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "a-left"},
+        "subjects": [{"kind": "ServiceAccount", "name": "left", "namespace": "gone"}],
+    }))
+    .unwrap();
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
+    let created = bindings.create(&PostParams::default(), &left).await;
+    created.unwrap();
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/farrier");
+    let refusal = cluster.helm_refusal(&["install", "farrier", chart, "-n", "default"]);
+    let deleted = bindings.delete("a-left", &DeleteParams::default()).await;
+    deleted.unwrap();
+    for said in [
+        "which was deleted",
+        "helm install left -n gone --create-namespace",
+    ] {
+        assert!(refusal.contains(said), "{refusal}");
     }
 }
 

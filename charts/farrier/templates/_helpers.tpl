@@ -312,6 +312,10 @@ changes. The ClusterRoleBinding of an installed Farrier names its release and na
 {{- $release := get $labels "app.kubernetes.io/instance" -}}
 {{- $namespace := (first .subjects).namespace -}}
 {{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
+{{- $home := lookup "v1" "Namespace" "" $namespace -}}
+{{- if or (not $home) $home.metadata.deletionTimestamp -}}
+{{- fail (printf "Farrier is left in this cluster without its namespace: it was installed as %s in the namespace %s, which was deleted, and its objects without a namespace are still there (ClusterRoleBinding %s). Install it under the same name in the same namespace, and uninstall it there if you want another one: helm install %s -n %s --create-namespace" $release $namespace .metadata.name $release $namespace) -}}
+{{- end -}}
 {{- fail (printf "Farrier is installed in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s). Two controllers would undo each other's changes. Upgrade that release (helm upgrade %s -n %s), or uninstall that release first" $release $namespace .metadata.name $release $namespace) -}}
 {{- end -}}
 {{- end -}}

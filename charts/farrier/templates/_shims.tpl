@@ -43,6 +43,26 @@ rolloutStrategy:
   type: recreate
 {{- end -}}
 
+{{/* The enabled entries of the catalogue with a platform without a digest, each with its version. */}}
+{{- define "farrier.withoutDigest" -}}
+{{- $catalogue := .Files.Get "files/shims.yaml" | fromYaml -}}
+{{- $found := list -}}
+{{- range $name := include "farrier.wantedShims" . | splitList " " | compact -}}
+{{- $entry := get $catalogue.shims $name -}}
+{{- $values := default dict (get $.Values.shims $name) -}}
+{{- $spec := include "farrier.catalogueSpec" (dict "entry" $entry "values" $values "preset" $.Values.shims.preset "architectures" $catalogue.architectures) | fromYaml -}}
+{{- $spec = mergeOverwrite $spec (deepCopy (default dict $values.spec)) -}}
+{{- $lacks := false -}}
+{{- range dig "fetchStrategy" "platforms" list $spec -}}
+{{- $lacks = or $lacks (not (or .sha256 .binarySha256)) -}}
+{{- end -}}
+{{- if $lacks -}}
+{{- $found = append $found (printf "%s %s" $name (default $entry.version $values.version)) -}}
+{{- end -}}
+{{- end -}}
+{{- join ", " $found -}}
+{{- end -}}
+
 {{/* One Shim object. Takes a dict of `root`, `name` and `spec`. */}}
 {{- define "farrier.shim" -}}
 ---
@@ -52,6 +72,10 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "farrier.labels" .root | nindent 4 }}
+  annotations:
+    # Argo CD deletes an application wave by wave, the last wave first, and waits for each. Up to release 3.2, it runs no hook before that. So
+    # the controller removes the Shims from the nodes before Argo CD deletes the controller.
+    argocd.argoproj.io/sync-wave: "1"
 spec:
   {{- toYaml .spec | nindent 2 }}
 {{ end -}}
