@@ -29,6 +29,9 @@ pub struct FetchResult {
     /// Nothing was fetched, because the request says that the binary is on the node. The installer checks the node itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub present: bool,
+    /// The artifact proved to be for another CPU.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_another_cpu: bool,
 }
 
 /// The result of a request on one host.
@@ -60,6 +63,9 @@ pub struct ProvisionReport {
     /// This release can't change a host of this kind. Another try gives the same result.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsupported: bool,
+    /// The Shims whose artifact proved to be for another CPU. Another try gives the same result.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unsupported_shims: BTreeSet<String>,
     /// SIGTERM, SIGINT or SIGHUP ended the run before the change took effect. `result` is then `rolledBack`, also where the run had changed nothing
     /// yet: the host is as it was. This is no failure of the request or of the host, so the same request may be made again at once. The
     /// field is absent where a signal came too late and the change was carried out, and where undoing the change failed (`broken`).
@@ -203,6 +209,7 @@ impl ProvisionReport {
             reason: None,
             remedy: None,
             unsupported: false,
+            unsupported_shims: BTreeSet::new(),
             interrupted: false,
             ending_pods: EndingPods::default(),
             refused_for_pods: false,
@@ -309,6 +316,9 @@ impl ProvisionReport {
             for handler in &mut report.handlers {
                 handler.sha256 = None;
             }
+        }
+        if !fits(&report) {
+            report.unsupported_shims.clear();
         }
         // Only very many handlers with very long names come this far. A handler that is left out counts as not served.
         while !fits(&report) && report.handlers.pop().is_some() {}

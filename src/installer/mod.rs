@@ -431,6 +431,7 @@ async fn plan_and_act(
             Err(failure) => return Err(failure),
         }
     };
+    report.unsupported_shims = resolved.for_another_cpu;
     match mode {
         Mode::Change => {
             add_plan_result(report, facts, &plan);

@@ -55,6 +55,7 @@ fn leave(directory: &Path, name: &str, binary_sha256: Option<Sha256Digest>, pres
         reason: None,
         remedy: None,
         present,
+        for_another_cpu: false,
     };
     let text = serde_json::to_string(&result).unwrap();
     std::fs::write(directory.join(format!("{name}.json")), text).unwrap();

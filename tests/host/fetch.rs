@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::support::{self, Host, program};
+use super::support::{self, Host, for_another_cpu, program};
 use farrier::handoff::{FetchResult, Outcome, Owner, ProvisionRequest, Sha256Digest, ShimRequest};
 use farrier::installer::artifact::fetch::{FetchOptions, fetch};
 use farrier::installer::artifact::handoff_dir::read_binary;
@@ -431,12 +431,28 @@ fn the_installer_reports_the_help_of_a_failed_fetch() {
         reason: Some("failed to fetch https://example.org/a: the server answers 404".to_owned()),
         remedy: Some("correct the location".to_owned()),
         present: false,
+        for_another_cpu: false,
     };
     let json = serde_json::to_string(&result).unwrap();
     std::fs::write(out.path().join(format!("{}.json", shim.name)), json).unwrap();
     let error = read_binary(&shim, out.path(), Cpu::own()).unwrap_err();
     assert_eq!(error.to_string(), result.reason.unwrap());
     assert_eq!(error.help().as_deref(), Some("correct the location"));
+}
+
+#[tokio::test]
+async fn fetch_tells_the_installer_of_a_program_for_another_cpu() {
+    let address = serve(Routes::from([("/a", ok(&for_another_cpu()))]));
+    let shim = shim(format!("http://{address}/a"));
+    let out = tempfile::tempdir().unwrap();
+    let result = fetch_one(&shim, out.path(), None).await;
+    assert!(result.for_another_cpu, "{result:?}");
+    let name = shim.name.clone();
+    let report = Host::new(Some(support::CONFIG))
+        .provision(&[shim], out.path())
+        .await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    assert_eq!(report.unsupported_shims, [name].into());
 }
 
 #[tokio::test]
@@ -453,6 +469,7 @@ async fn a_binary_that_is_already_on_the_node_is_not_fetched() {
         reason: None,
         remedy: None,
         present: true,
+        for_another_cpu: false,
     };
     assert_eq!(result, expected);
     let left = std::fs::read_to_string(out.path().join("wasmtime.json")).unwrap();
@@ -529,6 +546,7 @@ async fn a_pinned_artifact_protects_its_binary_from_the_process_that_fetched_it(
         reason: None,
         remedy: None,
         present: false,
+        for_another_cpu: false,
     };
     let json = serde_json::to_string(&result).unwrap();
     std::fs::write(out.path().join("wasmtime.json"), json).unwrap();

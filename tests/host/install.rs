@@ -1,9 +1,10 @@
 //! Whole installs and removals on host trees in temporary directories, offline.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
-use super::support::{CONFIG, Host, printing, program, runnable, shim};
+use super::support::{CONFIG, Host, for_another_cpu, printing, program, runnable, shim};
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, Sha256Digest};
 use farrier::installer::host::HostRoot;
 use farrier::installer::transaction::journal::{FinalState, Journal, Undo};
@@ -299,6 +300,33 @@ fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {
         report.handlers[0].sha256,
         Some(Sha256Digest::of(&runnable(0)))
     );
+    assert!(report.handlers[0].reason.is_some());
+}
+
+#[rstest]
+#[case::alone(&["other"], Outcome::Refused)]
+#[case::beside_another(&["other", "b"], Outcome::Partial)]
+#[tokio::test]
+async fn an_artifact_for_another_cpu_is_reported_as_unsupported(
+    #[case] names: &[&str],
+    #[case] expected: Outcome,
+) {
+    let host = Host::stocked();
+    host.write("/srv/other", &for_another_cpu());
+    let shims: Vec<_> = names.iter().map(|name| shim(name)).collect();
+    let report = host.install(&shims, &[]).await;
+    assert_eq!(report.result, expected, "{report:?}");
+    assert_eq!(
+        report.unsupported_shims,
+        BTreeSet::from(["other".to_owned()])
+    );
+    assert!(!report.unsupported);
+    let reason = report.handlers[0].reason.as_deref().unwrap();
+    assert!(reason.contains("for this CPU"), "{reason}");
+    // Another file is no proof.
+    host.write("/srv/other", b"<html>");
+    let report = host.install(&shims, &[]).await;
+    assert_eq!(report.unsupported_shims, BTreeSet::new());
     assert!(report.handlers[0].reason.is_some());
 }
 

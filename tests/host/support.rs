@@ -26,6 +26,13 @@ pub fn program(seed: u8) -> Vec<u8> {
     bytes
 }
 
+/// A program for `EM_SPARC`, a CPU without Kubernetes.
+pub fn for_another_cpu() -> Vec<u8> {
+    let mut bytes = program(0);
+    bytes[18] = 2;
+    bytes
+}
+
 /// A program for this CPU that needs nothing of the host and ends with `status`.
 #[cfg(target_arch = "x86_64")]
 pub fn runnable(status: u8) -> Vec<u8> {

@@ -116,6 +116,9 @@ pub enum Error {
     /// `fetch` reported a failure.
     #[error("{0}")]
     Reported(Problem),
+    /// `fetch` reported that the artifact is for another CPU.
+    #[error("{0}")]
+    ReportedCpu(Problem),
 }
 
 impl Error {
@@ -152,8 +155,19 @@ impl Error {
                 Cow::Borrowed("check the log of `farrier fetch` (in a Job, the container fetch)")
             }
             Self::Client { .. } => return None,
-            Self::Reported(problem) => Cow::Borrowed(problem.help.as_deref()?),
+            Self::Reported(problem) | Self::ReportedCpu(problem) => {
+                Cow::Borrowed(problem.help.as_deref()?)
+            }
         })
+    }
+
+    /// Whether the artifact has a program for another CPU than the node's, so that the same artifact never runs on this node.
+    #[must_use]
+    pub fn is_for_another_cpu(&self) -> bool {
+        matches!(
+            self,
+            Self::Unpack(unpack::Error::WrongCpu { .. }) | Self::ReportedCpu(_)
+        )
     }
 }
 

@@ -90,6 +90,7 @@ pub async fn fetch(
                 Ok(sha256) => (sha256, None),
                 Err(error) => (None, Some(error)),
             };
+            let for_another_cpu = error.as_ref().is_some_and(Error::is_for_another_cpu);
             let problem = error.map(|error| Problem::new(&error, error.help()).printable());
             let result = FetchResult {
                 shim: shim.name.clone(),
@@ -97,6 +98,7 @@ pub async fn fetch(
                 reason: problem.as_ref().map(|problem| problem.message.clone()),
                 remedy: problem.and_then(|problem| problem.help),
                 present,
+                for_another_cpu,
             };
             handoff_dir::write_result(&result, out)?;
             results.push(result);

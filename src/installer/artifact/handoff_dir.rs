@@ -53,7 +53,12 @@ pub fn read_binary(
     let result: FetchResult = serde_json::from_str(&json).map_err(|_| Error::Missing)?;
     if let Some(message) = result.reason {
         let help = result.remedy;
-        return Err(Error::Reported(Problem { message, help }.printable()));
+        let problem = Problem { message, help }.printable();
+        return Err(if result.for_another_cpu {
+            Error::ReportedCpu(problem)
+        } else {
+            Error::Reported(problem)
+        });
     }
     // The result is not trusted: only the request decides whether the binary is expected on the host.
     if result.present {
@@ -144,6 +149,7 @@ mod tests {
             reason: Some("no such host".to_owned()),
             remedy: remedy.map(str::to_owned),
             present: false,
+            for_another_cpu: false,
         };
         let request =
             r#"{"name":"spin","handlers":["spin"],"location":"https://example.org/spin"}"#;

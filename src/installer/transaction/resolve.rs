@@ -1,6 +1,6 @@
 //! Finds, fetches and verifies the artifacts of a request, as input for the planner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -51,6 +51,8 @@ pub(crate) struct Resolved {
     pub(crate) binaries: BTreeMap<String, Result<Sha256Digest, Problem>>,
     /// The file of each binary, by SHA-256.
     pub(crate) sources: BTreeMap<Sha256Digest, BinarySource>,
+    /// The shims whose artifact is for another CPU.
+    pub(crate) for_another_cpu: BTreeSet<String>,
     /// The artifacts on the host that were verified.
     pub(crate) artifacts: Artifacts,
     /// The directory of the artifacts fetched by this run; removed on drop.
@@ -97,6 +99,7 @@ pub(crate) async fn resolve(
         downloads = Some(made);
     }
     let mut sources = BTreeMap::new();
+    let mut for_another_cpu = BTreeSet::new();
     let target = facts.containerd.target();
     let known = VerifyCache::load(host, target);
     let mut artifacts = Artifacts::new();
@@ -130,13 +133,21 @@ pub(crate) async fn resolve(
                 sources.insert(sha256, source);
                 Ok(sha256)
             }
-            Err(error) => Err(Problem::new(&error, error.help())),
+            Err(error) => {
+                if let Error::Artifact(error) = &error
+                    && error.is_for_another_cpu()
+                {
+                    for_another_cpu.insert(shim.name.clone());
+                }
+                Err(Problem::new(&error, error.help()))
+            }
         };
         binaries.insert(shim.name.clone(), binary);
     }
     Ok(Resolved {
         binaries,
         sources,
+        for_another_cpu,
         artifacts,
         _downloads: downloads,
     })
