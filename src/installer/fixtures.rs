@@ -8,6 +8,7 @@ use crate::handoff::{
 };
 use crate::installer::containerd::cri::{DataDirectories, Network, Served};
 use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::containerd::kubelet::KubeletRuntime;
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
@@ -86,6 +87,7 @@ pub fn host() -> HostFactsBuilder {
         missing_prerequisite: None,
         unstartable: None,
         served: Ok(served(&[])),
+        kubelet_runtime: KubeletRuntime::default(),
         data_directories: DataDirectories::default(),
         network: Network::default(),
         other_socket: None,

@@ -274,6 +274,14 @@ fn a_managed_node_is_detected_by_its_running_kubelet(
     #[case] expected: &str,
 ) {
     let node = Node::new(&programs()[1]);
+    run_kubelet(&node, argument);
+    let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert_eq!(report.distro.as_deref(), Some(expected));
+}
+
+/// Starts a program in place of a kubelet with this argument.
+fn run_kubelet(node: &Node, argument: &str) {
     node.copy("/bin/bash".as_ref(), "/run/kubelet");
     node.leave(&format!(
         "exec /run/kubelet -c 'touch /run/kubelet.runs; sleep infinity & wait' {argument}"
@@ -283,9 +291,31 @@ fn a_managed_node_is_detected_by_its_running_kubelet(
         assert!(since.elapsed() < Duration::from_secs(10));
         std::thread::yield_now();
     }
-    let (status, report) = node.change(&["install", "--shim=a=file:///srv/a"]);
+}
+
+#[rstest]
+#[case::by_a_flag("--container-runtime-endpoint=unix:///run/other.sock")]
+#[case::by_its_configuration("--config=/etc/kubelet.yaml")]
+fn a_containerd_that_the_kubelet_does_not_use_is_not_changed(#[case] argument: &str) {
+    let node = Node::new(&programs()[1]);
+    let configuration = b"containerRuntimeEndpoint: unix:///run/other.sock\n";
+    node.write("/etc/kubelet.yaml", configuration, 0o644);
+    run_kubelet(&node, argument);
+    let before = node.config();
+    let install = ["install", "--shim=a=file:///srv/a"];
+    let (status, report) = node.change(&install);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(
+        reason.contains("failed to determine the container runtime of the kubelet"),
+        "{reason}"
+    );
+    assert_eq!(node.config(), before);
+    // As a proxy does, containerd answers at another socket than its own.
+    let socket = node.path("/run/containerd/containerd.sock");
+    fs::hard_link(socket, node.path("/run/other.sock")).unwrap();
+    let (status, report) = node.change(&install);
     assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
-    assert_eq!(report.distro.as_deref(), Some(expected));
 }
 
 /// If a name were enough, each of these programs would count instead of the node's containerd, by its path or by the kubelet's endpoint.

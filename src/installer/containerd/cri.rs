@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandbox,
-    PodSandboxState, StatusRequest,
+    PodSandboxState, StatusRequest, VersionRequest,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
@@ -258,6 +258,17 @@ impl Runtime {
             .filter_map(|(key, option)| Some((key.clone(), value(option)?)))
             .collect()
     }
+}
+
+/// The name of the runtime that answers at a CRI socket, such as `containerd`, `cri-o` or `docker`. A proxy answers with the name of the runtime
+/// behind it.
+///
+/// # Errors
+/// When nothing answers at the socket, or no CRI.
+pub async fn runtime_name(host: &HostRoot, socket: &str) -> Result<String, Error> {
+    let mut client = connect(host, socket).await?;
+    let answer = await_response(socket, client.version(VersionRequest::default())).await?;
+    Ok(answer.runtime_name)
 }
 
 /// Reads the handlers that containerd serves.

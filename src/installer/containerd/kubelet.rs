@@ -1,11 +1,14 @@
-//! Finds the CRI socket of a host's kubelet, from its command line and configuration files. Reads no file of containerd.
+//! Finds the CRI socket of a host's kubelet, from its command line and configuration files, and the runtime that answers there. Reads no file
+//! of containerd.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
+use super::cri;
 use super::process::Process;
+use crate::handoff::{Problem, printable};
 use crate::installer::distro::TABLE;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot};
@@ -79,6 +82,58 @@ impl Kubelet {
 
 /// The last parts of the path of a snap's file with the arguments of its kubelet.
 const SNAP_FILE: &str = "/args/kubelet";
+
+/// The container runtime that a kubelet uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum KubeletRuntime {
+    /// containerd, directly or through a proxy, as far as the kubelet tells its socket.
+    #[default]
+    Containerd,
+    /// Another runtime.
+    Other {
+        /// The name with which it answers, such as `docker`.
+        name: String,
+        /// Path of the kubelet's CRI socket.
+        socket: String,
+    },
+    /// No runtime answers at the kubelet's CRI socket.
+    Unknown(Problem),
+}
+
+impl KubeletRuntime {
+    /// The runtime at the CRI socket of the `kubelet`; `socket` is that of containerd.
+    pub(crate) async fn find(host: &HostRoot, kubelet: Option<&Kubelet>, socket: &str) -> Self {
+        let endpoint = kubelet.and_then(|kubelet| kubelet.endpoint.as_deref());
+        let endpoint = endpoint.unwrap_or(socket);
+        let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
+        if is_same_socket(endpoint, socket) || real(endpoint) == real(socket) {
+            return Self::Containerd;
+        }
+        Self::of_answer(endpoint, cri::runtime_name(host, endpoint).await)
+    }
+
+    /// The runtime that gives this answer to the question for its name.
+    fn of_answer(endpoint: &str, answer: Result<String, cri::Error>) -> Self {
+        let cause = match answer {
+            Ok(name) if name == "containerd" => return Self::Containerd,
+            Ok(name) => {
+                return Self::Other {
+                    name: printable(&name),
+                    socket: endpoint.to_owned(),
+                };
+            }
+            // It is not containerd that answers.
+            Err(cri::Error::Unimplemented { message }) => message,
+            Err(error) => error.to_string(),
+        };
+        Self::Unknown(Problem::with_help(
+            format!(
+                "failed to determine the container runtime of the kubelet, whose CRI socket is {endpoint}: {cause}"
+            ),
+            "check that a container runtime answers at the kubelet's --container-runtime-endpoint",
+        ))
+    }
+}
 
 /// Whether two paths name the same socket: `/var/run` is a symlink to `/run`.
 #[must_use]
@@ -530,6 +585,54 @@ mod tests {
         std::fs::write(directory.path().join("k.d/b.conf"), drop_in).unwrap();
         let found = endpoint(directory.path(), "kubelet\0--config-dir=/k.d\0");
         assert_eq!(found.as_deref(), Some("/run/a.sock"));
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_containerd_by_another_path_is_not_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = HostRoot::open(directory.path()).unwrap();
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let link = directory.path().join("run/link.sock");
+        std::os::unix::fs::symlink("/run/containerd.sock", link).unwrap();
+        let find = async |endpoint: Option<&str>| {
+            let kubelet = Kubelet {
+                arguments: String::new(),
+                endpoint: endpoint.map(str::to_owned),
+            };
+            KubeletRuntime::find(&host, Some(&kubelet), "/run/containerd.sock").await
+        };
+        for endpoint in [
+            None,
+            Some("/run/containerd.sock"),
+            Some("/var/run/containerd.sock"),
+            Some("/run/link.sock"),
+        ] {
+            let found = find(endpoint).await;
+            assert_eq!(found, KubeletRuntime::Containerd, "{endpoint:?}");
+        }
+        let found = find(Some("/run/cri-dockerd.sock")).await;
+        let KubeletRuntime::Unknown(problem) = found else {
+            panic!("{found:?}");
+        };
+        assert!(
+            problem.message.contains("/run/cri-dockerd.sock"),
+            "{problem}"
+        );
+    }
+
+    #[rstest]
+    #[case::docker("docker")]
+    #[case::crio("cri-o")]
+    #[case::nameless("")]
+    fn the_runtime_at_the_socket_of_the_kubelet_is_told_by_its_name(#[case] name: &str) {
+        let of = |name: &str| KubeletRuntime::of_answer("/run/a.sock", Ok(name.to_owned()));
+        let other = KubeletRuntime::Other {
+            name: name.to_owned(),
+            socket: "/run/a.sock".to_owned(),
+        };
+        assert_eq!(of(name), other);
+        // A proxy answers for the runtime behind it.
+        assert_eq!(of("containerd"), KubeletRuntime::Containerd);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::containerd_config::{
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, Status};
-use crate::installer::containerd::daemon::{self, Containerd};
-use crate::installer::containerd::kubelet::is_same_socket;
+use crate::installer::containerd::daemon::{self, Containerd, Daemon};
+use crate::installer::containerd::kubelet::{KubeletRuntime, is_same_socket};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse, unix_sockets_of};
 use crate::installer::containerd::service::{self, RestartEffect, Service, ServiceStatus};
@@ -97,6 +97,8 @@ pub struct HostFacts {
     pub unstartable: Option<Problem>,
     /// The runtimes that containerd serves, or why they are unknown.
     pub served: Result<Served, Problem>,
+    /// The container runtime that the kubelet uses.
+    pub kubelet_runtime: KubeletRuntime,
     /// The directories that the running containerd uses.
     pub data_directories: DataDirectories,
     /// The network of the pods as the running containerd uses it.
@@ -359,6 +361,7 @@ pub async fn gather(
         cpu: cpu_of_host(host, target, distro, program.as_deref()),
         program,
         served: Err(Problem::new("containerd is not queried offline", None)),
+        kubelet_runtime: KubeletRuntime::default(),
         data_directories: DataDirectories::default(),
         network: Network::default(),
         other_socket: None,
@@ -403,6 +406,8 @@ pub async fn gather(
         // The service manager answers while the programs run.
         let (status, ()) = futures::join!(service.status(host), run_programs(host, &mut facts));
         query_services(host, &mut facts, &service, status).await;
+        let kubelet = running.kubelet.as_ref();
+        facts.kubelet_runtime = KubeletRuntime::find(host, kubelet, &facts.socket()).await;
     } else {
         run_programs(host, &mut facts).await;
     }

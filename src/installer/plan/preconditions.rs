@@ -7,6 +7,7 @@ use super::goal::Goal;
 use super::types::{Error, ends_at_restart};
 use crate::handoff::{EndingPod, OnRestart, Owner, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
+use crate::installer::containerd::kubelet::KubeletRuntime;
 use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::inspect::HostFacts;
@@ -19,6 +20,20 @@ use crate::installer::state::State;
 pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     if let Some(unsupported) = facts.distro.unsupported {
         return Err(Error::Distribution(unsupported));
+    }
+    match &facts.kubelet_runtime {
+        KubeletRuntime::Containerd => {}
+        KubeletRuntime::Other { name, socket } => {
+            return Err(Error::OtherRuntime {
+                name: name.clone(),
+                socket: socket.clone(),
+            });
+        }
+        // A containerd that does not run is what has to be mended first.
+        KubeletRuntime::Unknown(problem) if facts.containerd.daemon().is_some() => {
+            return Err(Error::Obstacle(problem.clone()));
+        }
+        KubeletRuntime::Unknown(_) => {}
     }
     if let Some(problem) = &facts.unknown_config {
         return Err(Error::Obstacle(problem.clone()));

@@ -215,6 +215,16 @@ pub enum Error {
     /// Farrier does not change hosts of this distribution.
     #[error("{}", .0.message)]
     Distribution(distro::Unsupported),
+    /// The kubelet uses another runtime than containerd.
+    #[error(
+        "the kubelet of this node uses the container runtime {name} at {socket} instead of containerd"
+    )]
+    OtherRuntime {
+        /// The name with which the runtime answers.
+        name: String,
+        /// Path of the kubelet's CRI socket.
+        socket: String,
+    },
     /// No containerd runs that could verify a change.
     #[error("{}{}", none_counts(refused), not_counted(refused))]
     NoDaemon {
@@ -308,6 +318,9 @@ impl Error {
                 problem.help_or("check that `containerd --version` works on the node")
             }
             Self::Distribution(unsupported) => Cow::Borrowed(unsupported.help),
+            Self::OtherRuntime { .. } => Cow::Borrowed(
+                "use nodes whose kubelet uses containerd (--container-runtime-endpoint)",
+            ),
             Self::NoDaemon { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
                 None => Cow::Borrowed(

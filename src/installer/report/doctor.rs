@@ -562,6 +562,7 @@ mod tests {
     use crate::containerd_config::{CniSettings, SourceFile};
     use crate::handoff::OptionValue;
     use crate::installer::containerd::daemon::Containerd;
+    use crate::installer::containerd::kubelet::KubeletRuntime;
     use crate::installer::containerd::process::{Reason, Refusal};
     use crate::installer::containerd::rehearsal::Rehearsal;
     use crate::installer::containerd::service::RestartEffect;
@@ -809,6 +810,12 @@ mod tests {
         Distribution {
             |facts| facts.distro = detect(&Evidence { os_release: "ID=talos\n", ..Evidence::default() }, |_| false),
         }
+        OtherRuntime {
+            |facts| facts.kubelet_runtime = KubeletRuntime::Other {
+                name: "docker".to_owned(),
+                socket: "/run/cri-dockerd.sock".to_owned(),
+            },
+        }
         NoDaemon {
             |facts| facts.containerd = Containerd::NotFound { refused: Vec::new() },
         }
@@ -835,6 +842,7 @@ mod tests {
             |facts| facts.served.as_mut().unwrap().ready = false,
         }
         Obstacle {
+            |facts| facts.kubelet_runtime = KubeletRuntime::Unknown(Problem::with_help("no answer", "start it")),
             |facts| facts.unknown_config = Some(Problem::new("no path is known", None)),
             |facts| facts.obstacle = Some(Problem::new("/opt is read-only", None)),
             |facts| {

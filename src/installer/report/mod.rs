@@ -135,7 +135,10 @@ fn failed(report: ProvisionReport, error: &Error) -> ProvisionReport {
         report.result = Outcome::RolledBack;
         report.interrupted = true;
     }
-    report.unsupported = matches!(error, Error::Plan(plan::Error::Distribution(_)));
+    report.unsupported = matches!(
+        error,
+        Error::Plan(plan::Error::Distribution(_) | plan::Error::OtherRuntime { .. })
+    );
     if let Error::Plan(plan::Error::EndsPods(pods)) = error {
         report.ending_pods = EndingPods::of(pods);
         report.refused_for_pods = true;
@@ -328,6 +331,24 @@ mod tests {
         assert_eq!(
             report.remedy.as_deref(),
             Some("run with --dry-run to see the change")
+        );
+    }
+
+    #[test]
+    fn a_host_whose_kubelet_uses_another_runtime_is_unsupported() {
+        let other = plan::Error::OtherRuntime {
+            name: "docker".to_owned(),
+            socket: "/run/cri-dockerd.sock".to_owned(),
+        };
+        let report = ProvisionReport::new(Outcome::Refused);
+        let report = report_failure(report, Failure::Refused(other.into()), &[]);
+        assert!(report.unsupported);
+        assert_eq!(report.result.exit_status(), 3);
+        assert_eq!(
+            report.reason.as_deref(),
+            Some(
+                "the kubelet of this node uses the container runtime docker at /run/cri-dockerd.sock instead of containerd"
+            )
         );
     }
 
