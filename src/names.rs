@@ -91,7 +91,8 @@ pub const INSTALL_CONTAINER: &str = "install";
 
 /// Progress of one Shim on a node, as the value of `farrier.dev/<shim>`.
 ///
-/// The label of runtime-class-manager has the same values, except that [`Progress::Removing`] is `uninstall`.
+/// The label of runtime-class-manager has the same values, except that [`Progress::Removing`] is `uninstall` and [`Progress::Unsupported`] is
+/// `failed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
     /// The node is claimed, and does not serve the Shim yet.
@@ -102,6 +103,8 @@ pub enum Progress {
     Failed,
     /// The Shim is being removed from the node.
     Removing,
+    /// The node can't carry the Shim; the node's Events say why. This is no failure.
+    Unsupported,
 }
 
 impl Progress {
@@ -113,6 +116,7 @@ impl Progress {
             Self::Provisioned => "provisioned",
             Self::Failed => "failed",
             Self::Removing => "removing",
+            Self::Unsupported => "unsupported",
         }
     }
 
@@ -121,7 +125,8 @@ impl Progress {
     pub fn bare_label(self) -> &'static str {
         match self {
             Self::Removing => "uninstall",
-            other => other.label(),
+            Self::Unsupported => Self::Failed.label(),
+            Self::Pending | Self::Provisioned | Self::Failed => self.label(),
         }
     }
 
@@ -133,6 +138,7 @@ impl Progress {
             Self::Provisioned,
             Self::Failed,
             Self::Removing,
+            Self::Unsupported,
         ]
         .into_iter()
         .find(|progress| progress.label() == value)
@@ -185,7 +191,7 @@ pub mod reasons {
     pub const DEGRADED: &str = "Degraded";
     /// Condition reason: the Shim selects no node.
     pub const NO_NODES: &str = "NoNodes";
-    /// Condition reason: the Shim supports none of the selected nodes.
+    /// Event reason: a node can't carry a Shim. Condition reason: none of the selected nodes can.
     pub const UNSUPPORTED: &str = "Unsupported";
     /// Event and condition reason: everything requested is served.
     pub const PROVISIONED: &str = "Provisioned";
@@ -239,6 +245,7 @@ mod tests {
             Progress::Provisioned,
             Progress::Failed,
             Progress::Removing,
+            Progress::Unsupported,
         ] {
             assert_eq!(Progress::from_label(progress.label()), Some(progress));
         }

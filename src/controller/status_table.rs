@@ -199,7 +199,7 @@ impl NodeLine {
             let known = applied.shims.get(shim);
             let own = known.and_then(|known| known.reason.clone());
             let reason = match progress {
-                Progress::Failed => {
+                Progress::Failed | Progress::Unsupported => {
                     let verdict = desired.verdicts.get(shim);
                     let fault = verdict.and_then(Verdict::fault).map(Problem::sentence);
                     // The reason as the controller tells it, with what the host still serves.
@@ -311,7 +311,7 @@ mod tests {
         let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "n1", "uid": "u", "labels": {"farrier.dev/spin": "failed"}, "annotations": {
                 "farrier.dev/applied": r#"{"nodeUid":"u","reason":"shim other: no route"}"#}},
-            "status": {"nodeInfo": {"operatingSystem": "linux", "architecture": "amd64"}},
+            "status": {"nodeInfo": {"operatingSystem": "linux", "architecture": "amd64", "containerRuntimeVersion": "containerd://2.1.9"}},
         }))
         .unwrap();
         let shim: ShimObject = serde_json::from_value(json!({

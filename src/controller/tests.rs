@@ -15,6 +15,7 @@ mod pods;
 mod rollout;
 mod scene;
 mod shims;
+mod unsupported;
 
 use scene::{Scene, scene, shim, start};
 

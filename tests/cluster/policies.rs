@@ -123,6 +123,10 @@ fn forbidden_patches() -> Vec<(Value, &'static str)> {
             "not gpu2",
         ),
         (
+            labels(json!({"gpu2": "unsupported", "farrier.dev/gpu2": "unsupported"})),
+            "not gpu2",
+        ),
+        (
             labels(json!({"pool": null, "farrier.dev/pool": "pending"})),
             "not pool",
         ),
@@ -221,6 +225,7 @@ async fn the_controller_may_write_only_its_own_labels_annotations_and_taints() {
             json!({"lunatic": "pending", "farrier.dev/lunatic": "pending", "slight": null, "farrier.dev/slight": null}),
         ),
         labels(json!({"wws": "uninstall", "farrier.dev/wws": "removing"})),
+        labels(json!({"wws": "failed", "farrier.dev/wws": "unsupported"})),
         labels(
             json!({"farrier.dev/slight": null, "handler.farrier.dev/spin": null, "kwasm.sh/kwasm-provisioned": null}),
         ),

@@ -201,9 +201,6 @@ pub struct Applied {
     /// Why the last attempt failed: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// This release can't change the host, so another attempt is of no use.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unsupported: bool,
     /// State of each Shim on the host.
     #[serde(default)]
     pub shims: BTreeMap<String, AppliedShim>,
@@ -262,12 +259,12 @@ impl Applied {
         }
     }
 
-    /// Whether the last report says that the host has exactly what `requests` ask for.
+    /// Whether the last report says that the host has exactly what `requests` ask for, as far as it can have it.
     #[must_use]
     pub fn fulfils(&self, requests: &[ShimRequest]) -> bool {
         let is_fulfilled = |request: &ShimRequest| {
             let known = self.shims.get(&request.name);
-            known.is_some_and(|known| known.fulfils(request))
+            known.is_some_and(|known| known.settles(request))
         };
         // As many entries as requests, and an entry for each of them.
         self.digest.is_some()
@@ -362,6 +359,9 @@ pub struct AppliedShim {
     /// Fingerprint of the last fulfilled request ([`ShimRequest::fingerprint`]); absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fulfilled: Option<String>,
+    /// Fingerprint of the last request, if the host can't carry what it asks for; absent otherwise. Another attempt gives the same result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
     /// Whether each of its handlers is served.
     pub handlers: BTreeMap<String, bool>,
     /// SHA-256 of its binary.
@@ -407,6 +407,19 @@ impl AppliedShim {
         let fulfilled = self.fulfilled.as_ref();
         fulfilled.is_some_and(|it| request.keep || *it == request.fingerprint())
     }
+
+    /// Whether the last report says that the host can't carry what `request` asks for.
+    #[must_use]
+    pub fn is_unsupported(&self, request: &ShimRequest) -> bool {
+        let unsupported = self.unsupported.as_ref();
+        unsupported.is_some_and(|it| *it == request.fingerprint())
+    }
+
+    /// Whether another Job for `request` is of no use: the host has what it asks for, or can't carry that.
+    #[must_use]
+    pub fn settles(&self, request: &ShimRequest) -> bool {
+        self.fulfils(request) || self.is_unsupported(request)
+    }
 }
 
 /// The form of an [`AppliedShim`] in the annotation. Earlier releases wrote whole requests, of which only the fingerprint is read.
@@ -415,6 +428,8 @@ impl AppliedShim {
 struct AppliedShimRecord {
     #[serde(default)]
     fulfilled: Option<String>,
+    #[serde(default)]
+    unsupported: Option<String>,
     #[serde(default)]
     request: Option<serde_json::Value>,
     #[serde(default)]
@@ -438,6 +453,7 @@ impl From<AppliedShimRecord> for AppliedShim {
         });
         Self {
             fulfilled: record.fulfilled.filter(is_fingerprint).or(request),
+            unsupported: record.unsupported.filter(is_fingerprint),
             handlers: record.handlers,
             sha256: record.sha256,
             release: record.release.filter(|release| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::support;
 use crate::api::{self, FirstBinary, ShimSpec, is_label_name};
 use crate::controller::cluster::node_view::{Applied, AppliedShim, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
@@ -36,7 +37,7 @@ pub enum Verdict {
     PinnedToLastApplied(ShimRequest, Problem),
     /// The Shim as specified is not possible for this reason, and the node has none of it.
     Impossible(Problem),
-    /// The Shim does not support the platform of the node, as the reason says. This is no failure.
+    /// The node can't carry the Shim, as the reason says. This is no failure.
     Unsupported(Problem),
     /// The Shim is to change and waits for the reason given; meanwhile the node keeps what it has, if anything.
     Waiting(Option<ShimRequest>, String),
@@ -290,6 +291,8 @@ pub struct Desired {
     pub handlers_by_shim: BTreeMap<String, Vec<String>>,
     /// What a restart of containerd may do to pods, by handler. A Shim counts for the handlers that it has on the node.
     pub restart_policy: RestartPolicy,
+    /// Why the node can carry no shim at all. It then gets no Job.
+    pub node_problem: Option<Problem>,
 }
 
 impl Desired {
@@ -315,6 +318,7 @@ impl Desired {
             annotated: BTreeSet::new(),
             handlers_by_shim: BTreeMap::new(),
             restart_policy: cluster.on_restart.into(),
+            node_problem: support::node_problem(node),
         };
         let seen = Seen {
             node,
@@ -328,6 +332,12 @@ impl Desired {
             .filter(|shim| selects(shim, node, applied, cluster.auto_provision))
             .collect();
         wanting.sort_by_key(|shim| precedence(shim));
+        if let Some(problem) = &desired.node_problem {
+            let unsupported = || Verdict::Unsupported(problem.clone());
+            let names = wanting.iter().map(|shim| shim.name.clone());
+            desired.verdicts = names.map(|name| (name, unsupported())).collect();
+            return desired;
+        }
         let too_large = too_large(&wanting, &seen);
         let mut owners: BTreeMap<String, String> = BTreeMap::new();
         for shim in wanting {
@@ -472,6 +482,9 @@ impl Desired {
             (Ok(spec), false) if spec.paused || unknown || !shim.has_finalizer => {
                 return Verdict::Idle;
             }
+            (Ok(spec), false) if let Some(problem) = support::platform_problem(node, spec) => {
+                return Verdict::Unsupported(problem);
+            }
             (Ok(spec), _) => match (resolve(&shim.name, spec, seen), is_kept) {
                 (Ok(_), true) if is_too_large => Verdict::PinnedToLastApplied(kept, too_much()),
                 (Ok(_), false) if is_too_large => return Verdict::Impossible(too_much()),
@@ -488,9 +501,6 @@ impl Desired {
                 }
                 (Err(error), true) => {
                     Verdict::PinnedToLastApplied(kept, Problem::new(&error, error.help()))
-                }
-                (Err(error @ api::Error::NoPlatform { .. }), false) => {
-                    return Verdict::Unsupported(Problem::new(&error, error.help()));
                 }
                 (Err(error), false) => {
                     return Verdict::Impossible(Problem::new(&error, error.help()));
@@ -566,7 +576,7 @@ fn waits_for(
     blocked: &BTreeMap<String, String>,
 ) -> Option<String> {
     let known = applied.and_then(|applied| applied.shims.get(&shim.name));
-    let is_there = known.is_some_and(|known| known.fulfils(request));
+    let is_there = known.is_some_and(|known| known.settles(request));
     let begun = applied
         .and_then(|applied| applied.tried.get(&shim.name))
         .is_some_and(|tried| *tried == request.fingerprint());

@@ -100,6 +100,16 @@ impl EventSpec {
             ),
         }
     }
+
+    /// The Event for a node that can't carry a Shim, which is no failure.
+    #[must_use]
+    pub fn unsupported(reason: &str) -> Self {
+        Self {
+            warning: false,
+            reason: reasons::UNSUPPORTED.to_owned(),
+            note: cut(reason, LONGEST_NOTE),
+        }
+    }
 }
 
 /// The object of an Event.

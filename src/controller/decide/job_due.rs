@@ -10,6 +10,7 @@ use super::ending_pods;
 use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, NodeView, WaitingForPods};
 use crate::handoff::ShimRequest;
+use crate::names::Progress;
 
 /// Wait after the first failure. Each further failure doubles the wait. Long enough for a short outage of a mirror, or a reboot of the
 /// node.
@@ -50,13 +51,18 @@ pub enum Need {
 /// Whether the node needs a Job.
 #[must_use]
 pub fn need(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Need {
+    if desired.node_problem.is_some() {
+        return Need::Nothing;
+    }
     let Some(applied) = applied else {
         // A label without an annotation: a claim without a known Job. The host may carry anything.
-        let claimed = seen.node.labelled().any(|(shim, _)| {
-            !matches!(
-                desired.verdicts.get(shim),
+        let claimed = seen.node.labelled().any(|(shim, progress)| {
+            let verdict = desired.verdicts.get(shim);
+            let is_not_wanted = matches!(
+                verdict,
                 Some(Verdict::Impossible(_) | Verdict::Unsupported(_))
-            )
+            );
+            progress != Progress::Unsupported && !is_not_wanted
         });
         return if desired.request.shims.is_empty() && !claimed {
             Need::Nothing
@@ -178,7 +184,7 @@ pub fn has_no_turn(seen: &Observed, desired: &Desired, applied: &Applied) -> boo
     let wanted = &desired.request.shims;
     let is_due = |request: &&ShimRequest| {
         let known = applied.shims.get(&request.name);
-        !known.is_some_and(|known| known.fulfils(request))
+        !known.is_some_and(|known| known.settles(request))
     };
     let due = wanted.iter().filter(is_due).map(|request| &request.name);
     let is_wanted = |name: &&String| wanted.iter().any(|request| request.name == **name);
@@ -229,7 +235,7 @@ pub fn pause(interruptions: u32) -> Duration {
 pub fn may_begin(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> bool {
     let known = |shim: &ShimRequest| {
         let known = applied.and_then(|applied| applied.shims.get(&shim.name));
-        shim.keep || known.is_some_and(|known| known.fulfils(shim))
+        shim.keep || known.is_some_and(|known| known.settles(shim))
     };
     let brings = desired.request.shims.iter().any(|shim| !known(shim));
     let waiting = ending_pods::waiting(applied, desired);

@@ -111,7 +111,6 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
 /// The Job did not report: keeps the known state, and records the reason.
 fn fail(seen: &Observed, mut applied: Applied, job: &JobView, problem: &Problem) -> JobEnd {
     applied.reason = Some(shortened(problem));
-    applied.unsupported = false;
     applied.interruptions = 0;
     applied.waiting_for_pods = None;
     finish_attempt(seen, applied, job, None, true)
@@ -174,10 +173,11 @@ fn read(
         &seen.node.boot_id
     });
     applied.runtime.clone_from(&seen.node.runtime);
-    applied.unsupported = report.unsupported;
+    let unsupported = unsupported_shims(request, &applied);
     let unserved = applied.shims.iter().any(|(name, shim)| {
         let is_unserved = shim.handlers.values().any(|served| !served);
-        !waiting_shims.contains(name) && (shim.reason.is_some() || is_unserved)
+        let is_excused = waiting_shims.contains(name) || unsupported.contains(name);
+        !is_excused && (shim.reason.is_some() || is_unserved)
     });
     if let Some(mut waiting) = waiting {
         if !lingering && !unserved {
@@ -186,7 +186,10 @@ fn read(
         waiting.shims = waiting_shims;
         applied.waiting_for_pods = Some(waiting);
     }
-    let failed = !done || lingering || unserved;
+    // The run did all that this host allows.
+    let is_unsupported = matches!(report.result, Outcome::Refused | Outcome::Partial)
+        && !(unsupported.is_empty() || lingering || unserved);
+    let failed = !(done || is_unsupported) || lingering || unserved;
     applied.reason = failed.then(|| sentence(&applied, report));
     let mut well = request
         .shims
@@ -197,6 +200,7 @@ fn read(
     if !waits {
         record_ended_pods(seen, &mut applied, report);
     }
+    let unsupported = is_unsupported.then(|| sentence(&applied, report));
     let mut end = finish_attempt(seen, applied, job, Some(report), failed);
     if only_lingers && let Some(event) = &mut end.event {
         // Pods still use the shim. Farrier removes the shim after these pods have ended.
@@ -204,6 +208,8 @@ fn read(
     }
     if !failed && !is_reported {
         end.event = None;
+    } else if let Some(note) = unsupported {
+        end.event = Some(EventSpec::unsupported(&note));
     }
     end
 }
@@ -308,6 +314,16 @@ fn shims_that_wait(request: &ProvisionRequest, report: &ProvisionReport) -> BTre
     };
     let waiting = request.shims.iter().filter(waits);
     waiting.map(|shim| shim.name.clone()).collect()
+}
+
+/// The requested Shims that the host can't carry.
+fn unsupported_shims(request: &ProvisionRequest, applied: &Applied) -> BTreeSet<String> {
+    let is_unsupported = |shim: &&ShimRequest| {
+        let known = applied.shims.get(&shim.name);
+        known.is_some_and(|known| known.is_unsupported(shim))
+    };
+    let unsupported = request.shims.iter().filter(is_unsupported);
+    unsupported.map(|shim| shim.name.clone()).collect()
 }
 
 /// The wait for the pods of a report.
@@ -489,6 +505,9 @@ fn shim_after_report(
             .and_then(|before| before.release.clone())
             .filter(|_| any)
     };
+    // A host that serves another release of the shim can carry the shim: its artifact is wrong.
+    let is_for_another_cpu = report.unsupported_shims.contains(&shim.name) && !any;
+    let unsupported = !fulfilled && (report.unsupported || is_for_another_cpu);
     let last_applied = before
         .and_then(|before| before.fulfilled.clone())
         .filter(|_| any);
@@ -498,6 +517,7 @@ fn shim_after_report(
         } else {
             last_applied
         },
+        unsupported: unsupported.then(|| shim.fingerprint()),
         handlers,
         sha256: handlers_of_shim().find_map(|entry| entry.sha256),
         release,
@@ -543,6 +563,7 @@ fn kept_after_report(
     let fulfilled = before.fulfilled.unwrap_or_else(|| shim.fingerprint());
     AppliedShim {
         fulfilled: Some(fulfilled).filter(|_| !handlers.is_empty()),
+        unsupported: None,
         handlers,
         sha256: entries.iter().find_map(|entry| entry.sha256),
         release: before.release,

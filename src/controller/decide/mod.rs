@@ -26,6 +26,7 @@ pub mod node_labels;
 pub mod rollout;
 pub mod runtime_classes;
 pub mod shim_status;
+pub mod support;
 pub mod types;
 
 use desired::{Cluster, Desired, Verdict, hint};
@@ -65,6 +66,11 @@ fn applied(node: &NodeView, cluster: &Cluster) -> Option<Applied> {
     if applied.shims.len() < before {
         applied.digest = None;
         applied.attempted = None;
+    }
+    if support::node_problem(node).is_some() {
+        // No Job changes this node, so no pod is evicted for one.
+        applied.waiting_for_pods = None;
+        applied.ended_pods = None;
     }
     Some(applied)
 }
@@ -293,6 +299,9 @@ fn plan_while_job_is_deleted(
 
 /// There is no Job. A Job is created unless the host is known to carry the desired set.
 fn plan_without_job(seen: &Observed, desired: &Desired, applied: Option<Applied>) -> Plan {
+    if desired.node_problem.is_some() {
+        return plan_with_labels(seen, desired, applied, JobStep::None);
+    }
     if let (Some(problem), Some(applied)) = (seen.rejected, applied.clone()) {
         return job_not_created(seen, desired, applied, problem);
     }

@@ -23,7 +23,7 @@ fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str)
     }) && node.lists(handler)
 }
 
-/// The progress of one Shim on the node, and the reason for a failure.
+/// The progress of one Shim on the node, and the reason if it failed or is unsupported.
 #[must_use]
 pub fn progress(
     node: &NodeView,
@@ -38,10 +38,21 @@ pub fn progress(
         known.map_or(reason.clone(), |known| known.while_serving(&reason))
     };
     if let Some(problem) = verdict.fault() {
-        let reason = while_serving(problem.sentence());
-        return Some((Progress::Failed, Some(reason)));
+        let progress = match verdict {
+            Verdict::Unsupported(_) => Progress::Unsupported,
+            Verdict::Wanted(_)
+            | Verdict::PinnedToLastApplied(..)
+            | Verdict::Impossible(_)
+            | Verdict::Waiting(..)
+            | Verdict::HandlersTaken(_)
+            | Verdict::Idle => Progress::Failed,
+        };
+        return Some((progress, Some(while_serving(problem.sentence()))));
     }
     let request = verdict.request()?;
+    if let Some(known) = known.filter(|known| known.is_unsupported(request)) {
+        return Some((Progress::Unsupported, known.reason.clone()));
+    }
     let fulfilled = known.is_some_and(|known| known.fulfils(request));
     let handlers = desired.handlers_of(verdict);
     let all_served = || {
@@ -85,9 +96,9 @@ pub fn plan_with_labels(
         applied,
         job_is_there,
     );
-    let event = edit.as_ref().and_then(|edit| {
-        impossible_shims_event(edit, desired).or_else(|| served_again(edit, seen.node))
-    });
+    let event = edit
+        .as_ref()
+        .and_then(|edit| verdict_event(edit, desired).or_else(|| served_again(edit, seen.node)));
     Plan {
         edit,
         event,
@@ -96,16 +107,26 @@ pub fn plan_with_labels(
     }
 }
 
-/// The Event for Shims whose label turns to `failed` because of their spec.
-fn impossible_shims_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
-    let failed = Some(Progress::Failed.label().to_owned());
-    let faults = desired
-        .verdicts
-        .iter()
-        .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&failed))
-        .filter_map(|(shim, verdict)| Some((shim.clone(), verdict.fault()?.clone())));
-    let notes: Vec<String> = by_cause(faults).iter().map(Problem::sentence).collect();
-    (!notes.is_empty()).then(|| EventSpec::failure(&notes.join("; ")))
+/// The Event for Shims whose label turns to `failed` or `unsupported` because of their spec or of the node.
+fn verdict_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
+    let notes = |progress: Progress| {
+        let label = Some(progress.label().to_owned());
+        let turned = desired
+            .verdicts
+            .iter()
+            .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&label));
+        let faults = turned
+            .filter_map(|(shim, verdict)| Some((shim.clone(), verdict.fault()?.clone())));
+        let notes: Vec<String> = by_cause(faults).iter().map(Problem::sentence).collect();
+        (!notes.is_empty()).then(|| notes.join("; "))
+    };
+    let unsupported = || {
+        let notes = notes(Progress::Unsupported)?;
+        let of_node = desired.node_problem.as_ref().map(Problem::sentence);
+        Some(EventSpec::unsupported(&of_node.unwrap_or(notes)))
+    };
+    let failure = notes(Progress::Failed).map(|notes| EventSpec::failure(&notes));
+    failure.or_else(unsupported)
 }
 
 /// The Event for Shims that are served after a failure, also where no Job was needed.
@@ -137,7 +158,7 @@ fn edit(
     let mut wanted: BTreeMap<String, Option<String>> = BTreeMap::new();
     // KWasm's label is set when the node serves all Shims that its annotation selects, and is kept until a report shows another state.
     let (mut complete, mut stays) = (!desired.annotated.is_empty(), true);
-    let mut done = !node.os.is_empty();
+    let mut done = !node.os.is_empty() || desired.node_problem.is_some();
     let mut tracked: BTreeSet<&str> = node.labelled().map(|(shim, _)| shim).collect();
     tracked.extend(
         applied
@@ -321,16 +342,25 @@ fn may_be_on_host(
     shim: &str,
     desired: &Desired,
 ) -> bool {
-    // A label without an entry in the annotation belongs to a claim without a report.
-    let claimed = node.labels.contains_key(&names::shim_label(shim))
+    if desired.node_problem.is_some() {
+        // No Job can remove what the host may have, and no pod can use it.
+        return false;
+    }
+    // A label without an entry in the annotation belongs to a claim without a report, unless the Shim was never claimed.
+    let label = node.labels.get(&names::shim_label(shim));
+    let claimed = label.is_some_and(|value| value != Progress::Unsupported.label())
         && applied.is_none_or(|applied| {
             applied.digest != Some(desired.digest) && !desired.is_fulfilled(applied)
         });
     claimed || applied.is_some_and(|applied| applied.shims.contains_key(shim))
 }
 
-/// No Shim is selected, installed or in progress, and no pod is looked after, so the annotation is removed.
+/// No Shim is selected, installed or in progress, and no pod is looked after, so the annotation is removed. On a node that can carry no shim,
+/// it stays until no Shim selects the node.
 fn is_unused(applied: &Applied, desired: &Desired) -> bool {
+    if desired.node_problem.is_some() {
+        return desired.verdicts.is_empty();
+    }
     let waits = ending_pods::waiting(Some(applied), desired).is_some();
     let waits = waits || applied.ended_pods.is_some();
     let wanted = &desired.request.shims;

@@ -105,7 +105,8 @@ impl NodeSummary {
             .collect();
         let carried = |shim: &str| {
             let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
-            carries(node, applied, shim) || asked.contains(shim) || begins && wanted.is_some()
+            let may_carry = desired.node_problem.is_none() && carries(node, applied, shim);
+            may_carry || asked.contains(shim) || begins && wanted.is_some()
         };
         let waiting = ending_pods::waiting(applied, desired);
         let drained = waiting.is_some_and(|waiting| waiting.draining_since.is_some());
@@ -131,14 +132,11 @@ impl NodeSummary {
                 (Verdict::Waiting(..), _) => Phase::Waiting,
                 (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
                 (Verdict::Idle, _) => Phase::Idle,
-                (Verdict::Unsupported(problem), _) => Phase::Unsupported(problem.sentence()),
                 (_, Some((Progress::Provisioned, _))) if is_outdated(seen, applied, shim) => {
                     Phase::Idle
                 }
                 (_, Some((Progress::Provisioned, _))) => Phase::Ready,
-                (Verdict::Wanted(_), Some((Progress::Failed, reason)))
-                    if applied.is_some_and(|applied| applied.unsupported) =>
-                {
+                (_, Some((Progress::Unsupported, reason))) => {
                     Phase::Unsupported(reason.unwrap_or_default())
                 }
                 (verdict, Some((Progress::Failed, reason))) => Phase::Failed {
@@ -218,10 +216,10 @@ fn begun(applied: Option<&Applied>, shim: &str, verdict: &Verdict) -> bool {
 
 /// Whether the node object has a label or an annotation of the Shim.
 fn carries(node: &NodeView, applied: Option<&Applied>, shim: &str) -> bool {
-    let labelled = node
-        .labelled()
-        .any(|(name, progress)| name == shim && progress != Progress::Failed);
-    // A failure before the first Job leaves a label only.
+    // A failure before the first Job leaves a label only, and so does a Shim that the node can't carry.
+    let labelled = node.labelled().any(|(name, progress)| {
+        name == shim && !matches!(progress, Progress::Failed | Progress::Unsupported)
+    });
     labelled
         || node.labels.contains_key(&names::shim_label(shim)) && applied.is_some()
         || applied.is_some_and(|applied| applied.shims.contains_key(shim))

@@ -288,20 +288,53 @@ fn a_new_version_ends_the_halt_of_the_old_versions_rollout() {
     assert_eq!(world.fleet.tally("spin").ready, 3);
 }
 
-#[test]
-fn an_unsupported_host_does_not_halt_the_rollout() {
+#[rstest]
+#[case::of_the_whole_host(|report: &mut ProvisionReport| report.unsupported = true)]
+#[case::of_the_shim(|report: &mut ProvisionReport| {
+    report.unsupported_shims.insert("spin".to_owned());
+})]
+fn an_unsupported_host_does_not_halt_the_rollout(#[case] is_unsupported: fn(&mut ProvisionReport)) {
     let mut world = World::provisioned(0, 3, 1);
     world.upgrade("https://example.org/b");
     world.settle();
     let node = world.changing().pop_first().unwrap();
     let mut report = ProvisionReport::new(Outcome::Refused);
     report.reason = Some("Talos is not changed on the node".to_owned());
-    report.unsupported = true;
+    is_unsupported(&mut report);
     let scene = std::mem::replace(&mut world.nodes[node], scene());
     world.nodes[node] = scene.job(JobProgress::Answered(Box::new(report)));
     world.settle();
     assert_eq!(world.changing().len(), 1);
     assert!(!world.changing().contains(&node));
+    while let Some(at) = world.changing().pop_first() {
+        world.ends(at, Outcome::Applied, None);
+    }
+    let tally = world.fleet.tally("spin");
+    assert_eq!((tally.ready, tally.unsupported.len()), (2, 1));
+    assert_eq!(world.condition("Ready").0, "Provisioned");
+}
+
+#[test]
+fn nodes_that_can_carry_no_shim_take_no_place_in_the_rollout() {
+    let mut world = World::provisioned(0, 5, 1);
+    world.nodes[1].node.os = "windows".to_owned();
+    world.nodes[2].node.runtime = "docker://28.0.1".to_owned();
+    let label = ("type".to_owned(), "virtual-kubelet".to_owned());
+    world.nodes[4].node.labels.extend([label]);
+    world.upgrade("https://example.org/b");
+    world.settle();
+    let mut changed = BTreeSet::new();
+    while let Some(at) = world.changing().pop_first() {
+        changed.insert(at);
+        world.ends(at, Outcome::Applied, None);
+    }
+    assert_eq!(changed, BTreeSet::from([0, 3]));
+    let tally = world.fleet.tally("spin");
+    let failed = tally.failures.len() + tally.pending + tally.waiting;
+    assert_eq!((tally.ready, failed, tally.unsupported.len()), (2, 0, 3));
+    let (reason, message) = world.condition("Ready");
+    assert_eq!(reason, "Provisioned");
+    assert!(message.contains("n1: this node runs windows"), "{message}");
 }
 
 #[test]

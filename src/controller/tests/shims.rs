@@ -27,16 +27,25 @@ fn a_paused_shim_stays_on_its_nodes_whatever_its_spec() {
 }
 
 #[test]
-fn a_shim_without_artifact_for_the_platform_fails_without_a_job() {
+fn a_shim_without_artifact_for_the_platform_is_unsupported_without_a_job() {
     let mut scene = scene().annotated();
     scene.spec().fetch_strategy = serde_json::from_value(json!({"platforms": [
         {"os": "linux", "arch": "arm64", "location": "https://example.org/a"}]}))
     .unwrap();
     let (after, plan) = scene.step();
     assert_eq!(plan.job, JobStep::None);
-    assert!(plan.event.unwrap().note.contains("linux/amd64"));
-    assert_eq!(after.label("farrier.dev/spin"), Some("failed"));
+    let event = plan.event.unwrap();
+    assert_eq!((event.warning, &*event.reason), (false, "Unsupported"));
+    assert!(event.note.contains("linux/amd64"), "{}", event.note);
+    assert_eq!(after.label("farrier.dev/spin"), Some("unsupported"));
     assert!(after.decide().is_empty());
+    // The node was never claimed, so no Job follows when the Shim is gone.
+    let gone = Scene {
+        node: after.node.clone(),
+        ..self::scene()
+    };
+    let gone = gone.no_longer_annotated().stepped();
+    assert!(gone.job.is_none() && gone.node.labels.is_empty());
     let ready = |fleet: &Fleet| {
         let conditions = after.status_of(0, fleet).status.unwrap().conditions;
         let ready = conditions.into_iter().find(|it| it.type_ == "Ready");
