@@ -81,6 +81,7 @@ pub fn host() -> HostFactsBuilder {
         stopped_unit: None,
         release: Err(Problem::new("no program was run", None)),
         obstacle: None,
+        write_targets: BTreeMap::new(),
         unknown_config: None,
         dump: Ok(String::new()),
         untried: None,

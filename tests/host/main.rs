@@ -21,6 +21,7 @@ mod kept;
 mod legacy;
 #[cfg(target_arch = "x86_64")]
 mod names;
+mod obstacles;
 #[path = "../support/random.rs"]
 mod random;
 #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod exec;
 pub mod lock;
 mod mount;
+pub mod obstacle;
 pub mod owner;
 pub mod path;
 pub mod program;
@@ -461,7 +462,10 @@ impl HostRoot {
                 None => return Ok(path),
                 Some(target) if target.starts_with('/') => path = target,
                 // The kernel resolves the parent directory first and `..` afterwards, as for the symlink itself.
-                Some(target) => path = format!("{}/{target}", parent_directory(&path)),
+                Some(target) => {
+                    let parent = parent_directory(&path).trim_end_matches('/');
+                    path = format!("{parent}/{target}");
+                }
             }
         }
         Err(failed("follow the symlink", &path)(Errno::ELOOP))

@@ -266,6 +266,8 @@ impl HostRoot {
         match unlinkat(&entry.directory, entry.name.as_str(), flag) {
             Ok(()) => entry.sync(),
             Err(Errno::ENOENT) => Ok(()),
+            // On a read-only file system, the kernel says so even if nothing exists at the path.
+            Err(Errno::EROFS) if !self.exists(path)? => Ok(()),
             Err(errno) => Err(failed("remove", path)(errno)),
         }
     }
@@ -286,6 +288,7 @@ impl HostRoot {
             Ok(()) => entry.sync().map(|()| true),
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EBUSY) => Ok(false),
+            Err(Errno::EROFS) if !self.exists(path)? => Ok(true),
             Err(errno) => Err(failed("remove the directory", path)(errno)),
         }
     }

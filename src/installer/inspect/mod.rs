@@ -11,6 +11,7 @@ pub mod pending;
 pub mod prerequisites;
 pub mod restart_inputs;
 pub mod verify_cache;
+pub mod write_targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -42,13 +43,14 @@ pub use error::Error;
 use found::{found_runtimes, unit_of_stopped};
 use os::{
     config_path_problem, cpu_of_host, detect_distro, directory, directory_owner_problem,
-    orphaned_config, snippets, sources, state_dir_problem, symlinked_directory_problem,
+    orphaned_config, snippets, sources, symlinked_directory_problem,
     version_command,
 };
 use pending::{Subject, record_loaded, record_present};
 use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
 use restart_inputs::RestartInputs;
 use verify_cache::VerifyCache;
+use write_targets::{WriteTarget, own_paths_problem, write_targets};
 
 /// The time limit of programs on the host. `containerd config dump` takes 18 ms; the limit leaves room for a node under load.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
@@ -86,6 +88,8 @@ pub struct HostFacts {
     pub unknown_config: Option<Problem>,
     /// Why no change is possible on this host: a directory or file can't be written, or binaries can't be executed from a directory.
     pub obstacle: Option<Problem>,
+    /// The configuration files and binaries that a change may write, by path, if one can't be written or a replacement loses something.
+    pub write_targets: BTreeMap<String, WriteTarget>,
     /// The configuration as containerd prints it, or why containerd fails to print it.
     pub dump: Result<String, Problem>,
     /// Why no program of an image can be tried.
@@ -327,16 +331,32 @@ pub async fn gather(
     let orphaned_config = orphaned_config(host, &state, &config_files, &sources)?;
     let (directory, unusable) = directory(host, distro, &state, target);
     let mut obstacle = directory_owner_problem(host, &directory, target).or(unusable);
-    obstacle = obstacle.or_else(|| config_path_problem(host, &config, target));
-    if target == Target::Live {
-        obstacle = obstacle.or_else(|| state_dir_problem(host));
-    }
+    obstacle = obstacle.or_else(|| config_path_problem(host, &config));
     let install_paths = InstallPaths { directory };
-    obstacle = obstacle.or_else(|| symlinked_directory_problem(host, &install_paths));
+    obstacle = obstacle
+        .or_else(|| symlinked_directory_problem(host, &install_paths))
+        .or_else(|| own_paths_problem(host, &install_paths));
     let verify_cache = VerifyCache::load(host, target);
     let (binaries, stored, damaged) = binaries(host, target, &install_paths, &verify_cache)?;
+    let legacy = legacy::find(
+        host,
+        target,
+        &config_files,
+        &sources,
+        &state,
+        &install_paths,
+        &verify_cache,
+    )?;
+    let orphaned = orphaned_config.as_ref();
     let mut facts = HostFacts {
         distro,
+        write_targets: write_targets(
+            host,
+            &config_files,
+            &sources,
+            orphaned,
+            legacy.binaries.keys(),
+        ),
         found_runtimes: found_runtimes(host, distro, daemon),
         stopped_unit: match daemon {
             None if !sources.is_empty() => unit_of_stopped(host, distro),
@@ -374,15 +394,7 @@ pub async fn gather(
         )),
         unreachable: None,
         restart_inputs: RestartInputs::default(),
-        legacy: legacy::find(
-            host,
-            target,
-            &config_files,
-            &sources,
-            &state,
-            &install_paths,
-            &verify_cache,
-        )?,
+        legacy,
         state,
         missing_directories: missing_directories(host, &install_paths, &config_files, &sources),
         sources,

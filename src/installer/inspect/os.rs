@@ -16,7 +16,7 @@ use crate::installer::host::lock::DIRECTORY as LOCK_DIRECTORY;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::host::path::{file_name, parent_directory};
 use crate::installer::host::{HostRoot, SMALL_FILE_LIMIT, Target};
-use crate::installer::state::{InstallPaths, JOURNAL_FILE, STATE_DIRECTORY, STATE_FILE, State};
+use crate::installer::state::{InstallPaths, JOURNAL_FILE, STATE_FILE, State};
 
 /// The help where the path of the configuration is unknown.
 pub(super) const NAME_FILE: &str = "name the configuration file of containerd with --config";
@@ -252,42 +252,18 @@ fn owner_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem>
     Some(Problem::new(format!("failed to use {path}: {error}"), help))
 }
 
-/// Why the journal, with which every change begins, can't be written on this host.
-pub(crate) fn state_dir_problem(host: &HostRoot) -> Option<Problem> {
-    let mount = host.mount_of(STATE_DIRECTORY).ok()?;
-    mount.read_only.then(|| {
-        Problem::with_help(
-            format!(
-                "{STATE_DIRECTORY} is on a read-only file system, so Farrier can't write the journal of a change"
-            ),
-            "remount the file system read-write",
-        )
-    })
-}
-
 /// Files of an operating system image, which its next update replaces (FHS 3.0, 4.11).
 const IMAGE_DIRECTORY: &str = "/usr/share/";
 
-/// Why the configuration at `path` can't be changed.
-pub(crate) fn config_path_problem(host: &HostRoot, path: &str, target: Target) -> Option<Problem> {
+/// Why the configuration at `path` may not be changed, although it may be writable.
+pub(crate) fn config_path_problem(host: &HostRoot, path: &str) -> Option<Problem> {
     let real = host.follow(path).unwrap_or_else(|_| path.to_owned());
-    if real.starts_with(IMAGE_DIRECTORY) {
-        return Some(Problem::with_help(
+    real.starts_with(IMAGE_DIRECTORY).then(|| {
+        Problem::with_help(
             format!(
                 "{path} is part of the operating system image, whose next update would replace the file"
             ),
             "copy the file to /etc/containerd/config.toml, and name the copy in a drop-in of containerd's unit (Flatcar: Environment=CONTAINERD_CONFIG=/etc/containerd/config.toml)",
-        ));
-    }
-    // An image is unpacked on other file systems than it will run on.
-    if target == Target::Image {
-        return None;
-    }
-    let mount = host.mount_of(parent_directory(&real)).ok()?;
-    mount.read_only.then(|| {
-        Problem::with_help(
-            format!("{path} is on a read-only file system"),
-            "copy the file to /etc/containerd/config.toml, and name the copy in a drop-in of containerd's unit",
         )
     })
 }

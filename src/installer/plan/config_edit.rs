@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config_source::{self, ConfigSource, Rendered};
 use super::pending;
+use super::preconditions::{unwritable_config, write_problem};
 use super::stale_config::{self, recorded, with_foreign_lines};
 use super::takeover::is_declared_as_required;
 use super::types::{ConfigChange, Error, HandlerSet};
@@ -162,15 +163,25 @@ impl<'a> CurrentConfig<'a> {
     /// Checks that all managed handlers can be removed from the configuration.
     ///
     /// # Errors
-    /// Why the configuration can't be edited.
+    /// Why the configuration can't be edited, or a file can't be written.
     pub(crate) fn check_removal(&self, facts: &HostFacts) -> Result<(), Error> {
         if self.managed.is_empty() {
             return Ok(());
         }
         let edit = ConfigEdit::undoing(facts, self, std::iter::empty());
-        edit.render(&[])?;
-        edit.remove_from_other_files(facts)?;
-        Ok(())
+        let after = edit.render(&[])?;
+        let others = edit.remove_from_other_files(facts)?;
+        let changes = edit.changes(facts, after.as_deref(), &[], others)?;
+        match unwritable_config(facts, &changes) {
+            Some(problem) => Err(Error::Obstacle(problem.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Why no handler can be added: the file that declares handlers can't be written, or no candidate beside the root file.
+    pub(crate) fn write_problem<'f>(&self, facts: &'f HostFacts) -> Option<&'f Problem> {
+        let root = parent_directory(&facts.config_files.root.path);
+        write_problem(facts, &self.target.path).or_else(|| write_problem(facts, root))
     }
 
     /// The program because of which the distribution declares `handler` by itself, in place of Farrier's declaration.

@@ -29,7 +29,10 @@ use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
 use handlers::{handler_set, notes, unknown_shims};
 use in_use::{Dependents, note_on_orphans};
-use preconditions::{check_host, check_owner, check_restart, is_bare, notes_on_ending};
+use preconditions::{
+    check_host, check_owner, check_restart, is_bare, notes_on_ending, unwritable_config,
+    write_problem,
+};
 use takeover::legacy_cleanup;
 pub(crate) use types::{ALLOW_POD_RESTARTS, HandlerSet};
 pub use types::{ConfigChange, Error, HostPlan, LegacyCleanup, LockChange};
@@ -66,7 +69,9 @@ pub fn decide(facts: &HostFacts, goal: &Goal) -> Result<HostPlan, Error> {
         Err(Error::EndsPods(pods)) => without_restart(&current, facts, goal, pods)?,
         plan => plan?,
     };
-    match facts.obstacle.as_ref().or(untrusted_path(facts, &plan)) {
+    let obstacle = facts.obstacle.as_ref();
+    let obstacle = obstacle.or_else(|| untrusted_path(facts, &plan));
+    match obstacle.or_else(|| unwritable(facts, &plan)) {
         // Without a change, installed handlers keep working despite the obstacle.
         Some(obstacle) if !plan.is_empty() => Err(Error::Obstacle(obstacle.clone())),
         Some(_) | None => Ok(plan),
@@ -82,6 +87,13 @@ fn untrusted_path<'a>(facts: &'a HostFacts, plan: &HostPlan) -> Option<&'a Probl
     };
     let mut paths = after.handlers.values().filter_map(|it| it.path.as_ref());
     paths.find_map(|path| facts.legacy.untrusted.get(path))
+}
+
+/// Why a file can't be written that `plan` writes outside of Farrier's own directories.
+fn unwritable<'a>(facts: &'a HostFacts, plan: &HostPlan) -> Option<&'a Problem> {
+    let mut symlinks = plan.symlinks.keys();
+    unwritable_config(facts, &plan.config)
+        .or_else(|| symlinks.find_map(|path| write_problem(facts, path)))
 }
 
 /// The part of a change that needs no restart, where a restart would end `pods`. The shims that need the restart stay as they are.
@@ -150,6 +162,10 @@ fn assemble(
     if restart {
         notes.extend(notes_on_ending(facts));
     }
+    let replaced = config
+        .iter()
+        .filter_map(|change| facts.write_targets.get(&change.path));
+    notes.extend(replaced.flat_map(|target| target.notes.clone()));
     let mut requested = declared.clone();
     requested.retain(|handler| goal.has_handler(&handler.name));
     notes.extend(current.notes_on_search(facts, &requested, !config.is_empty()));

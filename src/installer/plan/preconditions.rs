@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use super::config_source::is_unloadable;
 use super::goal::Goal;
-use super::types::{Error, ends_at_restart};
+use super::types::{ConfigChange, Error, ends_at_restart};
 use crate::handoff::{EndingPod, OnRestart, Owner, Problem, RestartPolicy};
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::kubelet::KubeletRuntime;
 use crate::installer::containerd::process::Refusal;
 use crate::installer::containerd::service::RestartEffect;
+use crate::installer::host::path::parent_directory;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::State;
 
@@ -105,6 +106,27 @@ pub(crate) fn note_on_cluster(facts: &HostFacts) -> Option<String> {
             "this node belongs to a cluster, whose Shims have these handlers: {}; change them with kubectl, because the controller installs them again",
             names.join(", ")
         )
+    })
+}
+
+/// Why the file at `path` of this host can't be written.
+pub(crate) fn write_problem<'f>(facts: &'f HostFacts, path: &str) -> Option<&'f Problem> {
+    facts.write_targets.get(path)?.problem.as_ref()
+}
+
+/// Why a change of configuration files can't be written. A change of a file that containerd loads is validated with candidates in the
+/// directory of the root file.
+pub(crate) fn unwritable_config<'f>(
+    facts: &'f HostFacts,
+    changes: &[ConfigChange],
+) -> Option<&'f Problem> {
+    let mut changes = changes.iter();
+    changes.find_map(|change| {
+        let of_candidates = || {
+            let directory = parent_directory(&change.root);
+            write_problem(facts, directory).filter(|_| change.live)
+        };
+        write_problem(facts, &change.path).or_else(of_candidates)
     })
 }
 

@@ -12,9 +12,10 @@ use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{Evidence, detect};
 use crate::installer::fixtures::{
-    CONFIG, DIGEST, HostFactsBuilder, OTHER_DIGEST, goal, host, install_paths, remove_everything,
-    served,
+    CONFIG, CONFIG_PATH, DIGEST, HostFactsBuilder, OTHER_DIGEST, goal, host, install_paths,
+    remove_everything, served,
 };
+use crate::installer::inspect::write_targets::WriteTarget;
 
 /// The plan of a host that is asked for these shims.
 fn plan_for(facts: &HostFacts, shims: &[&str]) -> HostPlan {
@@ -350,6 +351,35 @@ fn a_read_only_host_refuses_a_run_only_if_it_changes_something() {
     facts.obstacle = Some(Problem::new("it is read-only", None));
     assert!(plan_for(&facts, &["a"]).is_empty());
     refusal(&facts, &["b"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_refuses_a_change_of_that_file_alone() {
+    let mut facts = host().installed(&["a"]).build();
+    let target = WriteTarget {
+        problem: Some(Problem::new("it is immutable", None)),
+        notes: Vec::new(),
+    };
+    facts.write_targets.insert(CONFIG_PATH.to_owned(), target);
+    assert!(plan_for(&facts, &["a"]).is_empty());
+    let upgrade = goal(&["a"]).binary("a", OTHER_DIGEST).build();
+    assert!(decide(&facts, &upgrade).unwrap().config.is_empty());
+    assert_eq!(refusal(&facts, &["b"]), "it is immutable");
+    let removal = decide(&facts, &remove_everything()).unwrap_err();
+    assert_eq!(removal.to_string(), "it is immutable");
+}
+
+#[test]
+fn what_a_replaced_file_loses_is_noted_where_it_changes() {
+    let mut facts = host().installed(&["a"]).build();
+    let target = WriteTarget {
+        problem: None,
+        notes: vec!["it has another hard link".to_owned()],
+    };
+    facts.write_targets.insert(CONFIG_PATH.to_owned(), target);
+    assert_eq!(plan_for(&facts, &["a"]).notes, [""; 0]);
+    let plan = plan_for(&facts, &["b"]);
+    assert!(plan.notes.contains(&"it has another hard link".to_owned()));
 }
 
 #[test]

@@ -302,6 +302,9 @@ impl Findings {
         // The next change would be refused for the same reason.
         match CurrentConfig::find(facts) {
             Ok(current) => {
+                if let Some(problem) = current.write_problem(facts) {
+                    self.add_problem(problem, "check that path");
+                }
                 if let Err(error) = current.check_restart(facts, &current.managed, false) {
                     self.add_refusal(&error);
                 }
@@ -573,6 +576,7 @@ mod tests {
     use crate::installer::inspect::restart_inputs::{
         Change, Contents, Input, InputKind, StartTime,
     };
+    use crate::installer::inspect::write_targets::WriteTarget;
     use crate::installer::plan::{Scope, decide};
     use crate::installer::state::State;
 
@@ -783,6 +787,17 @@ mod tests {
         }
     }
 
+    /// A file or directory that can't be written.
+    fn unwritable(path: &'static str) -> impl Fn(&mut HostFacts) {
+        move |facts| {
+            let target = WriteTarget {
+                problem: Some(Problem::with_help("it is immutable", "make it mutable")),
+                notes: Vec::new(),
+            };
+            facts.write_targets.insert(path.to_owned(), target);
+        }
+    }
+
     /// Spoils a host so that the next change is refused.
     type Spoil = Box<dyn Fn(&mut HostFacts)>;
 
@@ -852,6 +867,8 @@ mod tests {
                 facts.legacy.untrusted.insert(path.to_owned(), problem);
             },
             |facts| facts.unreachable = Some(Problem::new("no bus", None)),
+            unwritable("/etc/containerd/config.toml"),
+            unwritable("/etc/containerd"),
         }
         Source {
             rendered("microk8s", Err("no program was run")),
