@@ -78,6 +78,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The system call by which every path of the host is resolved can't be used.
+    #[error("failed to call openat2 (Linux 5.6 or later), which Farrier needs: {0}")]
+    NoOpenat2(#[source] io::Error),
     /// A file is larger than its limit.
     #[error("{path} on the host is larger than {limit} bytes")]
     TooLarge {
@@ -128,6 +131,9 @@ impl Error {
             Self::NoFile { .. } => {
                 Cow::Borrowed("put a regular file at that path, or name another path")
             }
+            Self::NoOpenat2(_) => Cow::Borrowed(
+                "use a node with Linux 5.6 or later, and a container runtime whose seccomp filter allows openat2",
+            ),
             Self::Changed { .. } => Cow::Borrowed("run farrier again"),
             Self::Locked(_) => Cow::Borrowed("wait for the end of the other run, or end that run"),
             Self::UnsafeLock { path, .. } => {
@@ -195,7 +201,7 @@ impl HostRoot {
     /// of the host do not have.
     ///
     /// # Errors
-    /// When `path` is not a directory or can't be opened.
+    /// When `path` is not a directory or can't be opened, or the kernel has no `openat2`.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::Root {
             path: path.to_owned(),
@@ -206,10 +212,12 @@ impl HostRoot {
             .read(true)
             .custom_flags(OFlag::O_DIRECTORY.bits())
             .open(&absolute);
-        Ok(Self {
+        let host = Self {
             root: directory.map_err(failed)?,
             path: absolute,
-        })
+        };
+        check_openat2(host.open_at("/", OFlag::O_PATH))?;
+        Ok(host)
     }
 
     /// The root's path as this process sees it. Only for programs that run inside the root; files are opened with the other methods.
@@ -481,6 +489,15 @@ impl Entry {
     }
 }
 
+/// Checks that `openat2` can be used, by the result of a call on the root of a host, which is open already. Linux before 5.6 answers ENOSYS, and
+/// so do seccomp filters of container runtimes that do not know the call; filters of older ones answer EPERM (openat2(2), seccomp(2)).
+fn check_openat2(called: std::result::Result<OwnedFd, Errno>) -> Result<()> {
+    match called {
+        Err(errno @ (Errno::ENOSYS | Errno::EPERM)) => Err(Error::NoOpenat2(errno.into())),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// A path of an open file, for system calls that take only a path.
 fn descriptor_path(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
@@ -566,6 +583,25 @@ mod tests {
             "theirs"
         );
         assert!(!host.exists("/etc/a.farrier-new").unwrap());
+    }
+
+    #[test]
+    fn a_kernel_or_a_filter_without_openat2_is_named() {
+        for errno in [Errno::ENOSYS, Errno::EPERM] {
+            let error = check_openat2(Err(errno)).unwrap_err();
+            let message = error.to_string();
+            assert!(
+                message.starts_with("failed to call openat2 (Linux 5.6 or later)"),
+                "{message}"
+            );
+            let help = error.help().unwrap();
+            assert!(
+                help.contains("Linux 5.6") && help.contains("seccomp"),
+                "{help}"
+            );
+        }
+        // The first use of the path reports another error.
+        assert!(check_openat2(Err(Errno::EMFILE)).is_ok());
     }
 
     #[test]
