@@ -605,6 +605,68 @@ mod tests {
     }
 
     #[test]
+    fn a_file_does_not_inherit_the_access_control_list_of_its_directory() {
+        let (directory, host) = host();
+        // acl(5): version 2; the owner, user 1234, the group, the mask and others, each with its rights.
+        let entry = |tag: u16, rights: u16, id: u32| {
+            [
+                &tag.to_le_bytes()[..],
+                &rights.to_le_bytes(),
+                &id.to_le_bytes(),
+            ]
+            .concat()
+        };
+        let list = |rights: u16| {
+            let entries = [
+                entry(1, 7, u32::MAX),
+                entry(2, rights, 1234),
+                entry(4, 5, u32::MAX),
+                entry(16, 7, u32::MAX),
+                entry(32, 5, u32::MAX),
+            ];
+            [&2u32.to_le_bytes()[..], &entries.concat()].concat()
+        };
+        let etc = directory.path().join("etc");
+        std::fs::write(etc.join("plain"), "old").unwrap();
+        std::fs::write(etc.join("listed"), "old").unwrap();
+        std::fs::set_permissions(etc.join("plain"), std::fs::Permissions::from_mode(0o664))
+            .unwrap();
+        if xattr::set(&etc, "system.posix_acl_default", &list(7)).is_err() {
+            // The file system has no access control lists.
+            return;
+        }
+        xattr::set(etc.join("listed"), owner::ACCESS_LIST, &list(4)).unwrap();
+        for path in ["/etc/plain", "/etc/listed"] {
+            host.replace(path, b"new", text_digest(Some("old")), 0o644)
+                .unwrap();
+        }
+        host.replace("/etc/made", b"new", None, 0o644).unwrap();
+        let access = |name: &str| xattr::get(etc.join(name), owner::ACCESS_LIST).unwrap();
+        assert_eq!(access("plain"), None);
+        assert_eq!(access("listed"), Some(list(4)));
+        assert_eq!(access("made"), None);
+        let mode = |name: &str| std::fs::metadata(etc.join(name)).unwrap().mode() & 0o777;
+        assert_eq!((mode("plain"), mode("made")), (0o664, 0o644));
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_signature_and_no_privilege() {
+        let (directory, host) = host();
+        let path = directory.path().join("etc/a");
+        std::fs::write(&path, "old").unwrap();
+        // A hash of SHA-256 (IMA_XATTR_DIGEST_NG), and a capability; only the superuser sets them, on some file systems and kernels.
+        let hash = [&[4, 4][..], &[7; 32]].concat();
+        let is_signed = xattr::set(&path, obstacle::SIGNATURE, &hash).is_ok();
+        let _ = xattr::set(&path, "security.capability", &[0; 20]);
+        assert_eq!(host.losses("/etc/a").signature, is_signed);
+        host.replace("/etc/a", b"new", text_digest(Some("old")), 0o644)
+            .unwrap();
+        let now = |name| xattr::get(&path, name).ok().flatten();
+        assert_eq!(now(obstacle::SIGNATURE), is_signed.then_some(hash));
+        assert_eq!(now("security.capability"), None);
+    }
+
+    #[test]
     fn a_file_beyond_the_size_limit_or_of_another_type_is_refused() {
         let (directory, host) = host();
         std::fs::write(directory.path().join("etc/a"), "12345").unwrap();

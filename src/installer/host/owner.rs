@@ -14,7 +14,7 @@ use super::{HostRoot, descriptor_path};
 const DATABASE_LIMIT: u64 = 1 << 22;
 
 /// The extended attribute of a POSIX access control list (acl(5)).
-const ACCESS_LIST: &str = "system.posix_acl_access";
+pub(super) const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// Why Farrier, as root, refuses to run a program, or to use a directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

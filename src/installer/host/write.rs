@@ -2,7 +2,7 @@
 //! before the call returns. The callers decide the contents.
 
 use std::fs::{File, Permissions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 
 use nix::errno::Errno;
@@ -11,12 +11,17 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use xattr::FileExt as _;
 
+use super::obstacle::SIGNATURE;
+use super::owner::ACCESS_LIST;
 use super::{Error, HostRoot, NEW_SUFFIX, OLD_SUFFIX, Result, failed, failed_io};
 use crate::handoff::Sha256Digest;
 
-/// Extended attributes of the old contents, which are not copied: signatures (`security.ima`, `security.evm`) and
-/// privileges (`capabilities(7)`).
-const CONTENT_ATTRIBUTES: [&str; 3] = ["security.ima", "security.evm", "security.capability"];
+/// The extended attribute with the privileges of a program (capabilities(7)), which other contents must not get.
+const PRIVILEGES: &str = "security.capability";
+
+/// Extended attributes with a hash or a signature of the contents. They fit again when the old contents are restored; the kernel may refuse to
+/// set them, or write its own.
+const SIGNATURES: [&str; 2] = [SIGNATURE, "security.evm"];
 
 /// Copies the owner, mode and extended attributes of `old` to `new`: without the `SELinux` label, containerd may not read the file.
 fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
@@ -32,7 +37,7 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
         .map_err(failed("copy the mode of"))?;
     // A file system without extended attributes lists none.
     for name in old.list_xattr().into_iter().flatten() {
-        if CONTENT_ATTRIBUTES.iter().any(|known| name == *known) {
+        if name == PRIVILEGES {
             continue;
         }
         let value = old
@@ -43,11 +48,29 @@ fn keep_attributes(old: &File, new: &File, path: &str) -> Result<()> {
             continue;
         };
         if new.get_xattr(&name).ok().flatten().as_ref() != Some(&value) {
-            new.set_xattr(&name, &value)
-                .map_err(failed("copy the extended attributes of"))?;
+            let copied = new.set_xattr(&name, &value);
+            if !SIGNATURES.iter().any(|signature| name == *signature) {
+                copied.map_err(failed("copy the extended attributes of"))?;
+            }
         }
     }
     Ok(())
+}
+
+/// Removes the access control list that a new file inherits from its directory (acl(5)): the mode of the file, or the list of the file that it
+/// replaces, says who may use it.
+fn remove_inherited_list(file: &File, path: &str) -> Result<()> {
+    // The answers of a file without a list, and of a file system without lists.
+    let is_without = |error: &io::Error| {
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        matches!(errno, Some(Errno::ENODATA | Errno::EOPNOTSUPP))
+    };
+    match file.remove_xattr(ACCESS_LIST) {
+        Err(error) if !is_without(&error) => {
+            Err(failed_io("remove the access control list of", path)(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 impl HostRoot {
@@ -162,6 +185,7 @@ impl HostRoot {
         let file = File::from(
             openat2(&entry.directory, entry.name.as_str(), how).map_err(failed("create", &new))?,
         );
+        remove_inherited_list(&file, &new)?;
         file.set_permissions(Permissions::from_mode(mode))
             .map_err(failed_io("set the mode of", &new))?;
         Ok(file)
