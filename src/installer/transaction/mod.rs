@@ -127,7 +127,8 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
     let directories = plan.new_directories.iter().cloned();
     let mut undo: Vec<Undo> = directories.map(|path| Undo::Directory { path }).collect();
     let root = &facts.config_files.root.path;
-    let candidates = validate_config::paths(root, plan.config.len());
+    let files = validate_config::candidate_files(&facts.config_files, plan.config.len());
+    let candidates = validate_config::paths(root, files);
     undo.extend(candidates.map(|path| Undo::File { path }));
     for sha256 in &plan.store {
         let path = facts.install_paths.store_path(sha256);

@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd as _;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::failure::Error;
-use crate::containerd_config::{self, DeclaredHandler};
+use crate::containerd_config::{self, ConfigFiles, DeclaredHandler, SourceFile};
 use crate::handoff::Problem;
-use crate::installer::containerd::config_files::{imports_itself, load};
+use crate::installer::containerd::config_files::{imports_itself, load, patterns};
 use crate::installer::containerd::restart;
 use crate::installer::host::HostRoot;
 use crate::installer::inspect::{HostFacts, dump_config};
@@ -24,7 +24,18 @@ pub(crate) const SUFFIX: &str = ".farrier-candidate";
 /// Suffix of the candidates of imported files.
 pub(crate) const IMPORT_SUFFIX: &str = ".farrier-import";
 
-/// The paths of the candidates for a change of `files` configuration files: that of the root, and those of imported files.
+/// The number of imported files of which a change of `changes` configuration files may need candidates.
+pub(crate) fn candidate_files(config_files: &ConfigFiles, changes: usize) -> usize {
+    changes + importing(config_files).count()
+}
+
+/// The imported files that import others.
+fn importing(config_files: &ConfigFiles) -> impl Iterator<Item = &SourceFile> {
+    let imported = config_files.imported.iter();
+    imported.filter(|file| !patterns(file).is_empty())
+}
+
+/// The paths of the candidates of the root and of `files` imported files.
 pub(crate) fn paths(root: &str, files: usize) -> impl Iterator<Item = String> {
     let imports = (0..files.max(1)).map(move |at| import_path(root, at));
     std::iter::once(format!("{root}{SUFFIX}")).chain(imports)
@@ -125,8 +136,8 @@ async fn validate_in(
         return Ok(());
     };
     let candidate = format!("{root}{SUFFIX}");
-    let (mut text, mut imports) = (facts.config_files.root.text.clone(), BTreeMap::new());
-    for (at, change) in changes.into_iter().enumerate() {
+    let (mut text, mut imported) = (facts.config_files.root.text.clone(), BTreeMap::new());
+    for change in changes {
         // containerd can't load a template, so the same edit of the rendered file is checked.
         let (path, after) = match &change.rendered {
             Some(rendered) => (&rendered.target.path, &rendered.after),
@@ -136,11 +147,16 @@ async fn validate_in(
             text.clone_from(after);
             continue;
         }
+        imported.insert(path.as_str(), after.as_deref());
+    }
+    let mut imports = BTreeMap::new();
+    for (at, (path, text)) in to_import(&facts.config_files, imported)?
+        .into_iter()
+        .enumerate()
+    {
         let import = import_path(root, at);
-        let import = after
-            .as_ref()
-            .map(|after| candidates.put(host, import, after));
-        imports.insert(path.as_str(), import.transpose()?);
+        let import = text.map(|text| candidates.put(host, import, &text));
+        imports.insert(path, import.transpose()?);
     }
     // A relative import starts at the directory of the importing file.
     let is_in_place = matches!(candidates, Candidates::Files)
@@ -155,7 +171,8 @@ async fn validate_in(
     let candidate = candidates.put(host, candidate, &text)?;
     let dump = dump_config(host, program, &candidate).await;
     if matches!(candidates, Candidates::Files) {
-        for path in paths(root, plan.config.len()) {
+        let files = candidate_files(&facts.config_files, plan.config.len());
+        for path in paths(root, files) {
             host.remove_file(&path)?;
         }
     }
@@ -211,6 +228,27 @@ fn write_candidate(host: &HostRoot, path: &str, text: &str) -> Result<(), Error>
     Ok(host.replace(path, text.as_bytes(), None, 0o600)?)
 }
 
+/// The texts of the imported files of which candidates are needed; `None` for a file that is removed. `changed` has the texts of the changed
+/// files. Without their own imports, as the root's candidate imports every loaded file in order: containerd would load the original of a changed
+/// file after its candidate if a third file imports it.
+fn to_import<'a>(
+    config_files: &'a ConfigFiles,
+    mut changed: BTreeMap<&'a str, Option<&'a str>>,
+) -> Result<BTreeMap<&'a str, Option<String>>, containerd_config::Error> {
+    for file in importing(config_files) {
+        let text = file.text.as_deref();
+        changed.entry(&file.path).or_insert(text);
+    }
+    let without_imports = |(path, text): (&'a str, Option<&'a str>)| {
+        let text = text.map(|text| match containerd_config::imports(text)?.as_slice() {
+            [] => Ok(text.to_owned()),
+            _ => containerd_config::with_imports(path, text, &[]),
+        });
+        Ok((path, text.transpose()?))
+    };
+    changed.into_iter().map(without_imports).collect()
+}
+
 /// The root `text` with the loaded files as its imports, in their order, because the last file wins in containerd 1.x. Candidates from
 /// `changed` replace the changed files, and removed files are left out.
 fn root_that_imports(
@@ -244,6 +282,7 @@ mod tests {
 
     use super::*;
     use crate::containerd_config::{ConfigTarget, Handler, PluginId};
+    use crate::installer::fixtures;
     use crate::installer::plan::config_source::Rendered;
 
     const ROOT: &str = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml";
@@ -319,5 +358,39 @@ mod tests {
         }
         // Without a template, the candidate was checked before the restart, and the CRI is asked after it.
         assert!(check_rendered(&host, &plan(false), true).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_another_import_imports_is_loaded_once() {
+        let file = |path: &str, text: &str| SourceFile {
+            path: path.to_owned(),
+            text: Some(text.to_owned()),
+        };
+        let mut facts = fixtures::host().build();
+        facts.config_files = ConfigFiles {
+            root: file("/etc/c/config.toml", "imports = ['x']\n"),
+            imported: vec![
+                file("/etc/c/x", "imports = ['y.d/*']\n# x\n"),
+                file("/etc/c/y.d/y", RUNC),
+                file("/etc/c/y.d/z", "# z\n"),
+            ],
+        };
+        let files = &facts.config_files;
+        let candidates = |changed| to_import(files, changed).unwrap();
+        // The root alone changes: an imported file may import the original of the root.
+        let x = ("/etc/c/x", Some("imports = []\n# x\n".to_owned()));
+        assert_eq!(candidates(BTreeMap::new()), BTreeMap::from([x.clone()]));
+        let changed = BTreeMap::from([("/etc/c/y.d/y", Some(MANAGED))]);
+        let expected = [x, ("/etc/c/y.d/y", Some(MANAGED.to_owned()))];
+        assert_eq!(candidates(changed), BTreeMap::from(expected));
+        assert_eq!(candidate_files(files, 1), 2);
+        // A changed file loses its own imports, which start at another directory than those of its candidate.
+        let changed = BTreeMap::from([("/etc/c/x", Some("imports = ['y.d/*']\n# new\n"))]);
+        let expected = ("/etc/c/x", Some("imports = []\n# new\n".to_owned()));
+        assert_eq!(candidates(changed), BTreeMap::from([expected]));
+        let made = [("/etc/c/x", "/1"), ("/etc/c/y.d/y", "/2")];
+        let made = made.map(|(path, candidate)| (path, Some(candidate.to_owned())));
+        let text = root_that_imports(&facts, "", &BTreeMap::from(made)).unwrap();
+        assert_eq!(text, "imports = [\"/1\", \"/2\", \"/etc/c/y.d/z\"]\n");
     }
 }
