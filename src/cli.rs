@@ -206,7 +206,7 @@ pub struct Controller {
     /// Identity of this replica in the Lease, unique among the replicas. The default consists of host name and PID.
     #[arg(long, env = "FARRIER_IDENTITY")]
     pub identity: Option<String>,
-    /// Address and port of /livez, /readyz and /metrics. `[::]` is every address of IPv6 and IPv4, and every address of IPv4 where IPv6 is off.
+    /// Address and port of /livez, /readyz and /metrics. [::] is every address of IPv6 and IPv4, and every address of IPv4 where IPv6 is off.
     #[arg(long, env = "FARRIER_LISTEN", default_value = "[::]:8080")]
     pub listen: std::net::SocketAddr,
     /// Address and port of another listener for /livez and /readyz, with connections of its own: clients of --listen can't keep a probe

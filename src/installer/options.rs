@@ -305,7 +305,9 @@ impl RequestSource {
 /// Checks what an operator requests: everything that is wrong on every host is known before the first act on this one.
 fn check_shims(request: &ProvisionRequest) -> Result<(), Error> {
     for shim in request.shims.iter().filter(|shim| !shim.keep) {
-        shim.handlers.iter().try_for_each(check_handler)?;
+        shim.handlers
+            .iter()
+            .try_for_each(|name| check_handler(name))?;
         if let Some(key) = shim.options.keys().find(|key| !is_usable_name(key)) {
             return Err(Error::OptionName {
                 shim: shim.name.clone(),
@@ -321,15 +323,18 @@ fn check_shims(request: &ProvisionRequest) -> Result<(), Error> {
             });
         }
     }
-    request.reserve.iter().try_for_each(check_handler)
+    request
+        .reserve
+        .iter()
+        .try_for_each(|name| check_handler(name))
 }
 
-fn check_handler(name: &String) -> Result<(), Error> {
+fn check_handler(name: &str) -> Result<(), Error> {
     if !is_runtime_class_handler(name) {
-        return Err(Error::Handler(name.clone()));
+        return Err(Error::Handler(name.to_owned()));
     }
     if !is_usable_name(name) {
-        return Err(Error::ReservedHandler(name.clone()));
+        return Err(Error::ReservedHandler(name.to_owned()));
     }
     Ok(())
 }

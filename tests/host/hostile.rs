@@ -327,7 +327,7 @@ fn a_file_in_place_of_a_directory_is_reported_with_help() {
     let report = ProvisionReport::from_json(report.trim()).unwrap();
     assert_eq!(
         report.remedy.as_deref(),
-        Some("check that the parent of that path is a directory")
+        Some("replace /opt with a directory")
     );
     assert_eq!(host.config(), CONFIG);
 }

@@ -66,6 +66,15 @@ fn without_paths(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// Longest reason per Shim, in bytes: thirty reasons stay far below the 256 KiB for annotations.
+const LONGEST_REASON: usize = 400;
+
+/// Message and help in at most [`LONGEST_REASON`] bytes on one line. The help is left out first.
+#[must_use]
+pub fn shortened(problem: &Problem) -> String {
+    cut(&problem.sentence_up_to(LONGEST_REASON), LONGEST_REASON)
+}
+
 /// The content of an Event.
 #[derive(Debug, PartialEq)]
 pub struct EventSpec {

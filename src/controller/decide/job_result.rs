@@ -7,22 +7,20 @@ use jiff::Timestamp;
 
 use super::desired::Desired;
 use super::ending_pods;
-use super::event::{EventSpec, LONGEST_NOTE, by_cause, cut};
+use super::event::{EventSpec, LONGEST_NOTE, by_cause, cut, shortened};
 use super::job_due::{age, all_listed, backoff, pause};
 use super::types::{Ended, Observed};
+use super::unlisted::mark_unlisted;
 use crate::api::is_label_name;
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{
-    Applied, AppliedShim, EndedPods, HoldingPods, NodeView, Unlisted, WaitingForPods,
+    Applied, AppliedShim, EndedPods, HoldingPods, Unlisted, WaitingForPods,
 };
 use crate::handoff::{
     EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
     release_in,
 };
 use crate::names::reasons;
-
-/// Longest reason per Shim, in bytes: thirty reasons stay far below the 256 KiB for annotations.
-const LONGEST_REASON: usize = 400;
 
 /// Time limit for the pod of a Job to appear, and to end. The Job controller creates a pod within a second. After a minute, a quota, an
 /// admission policy or a missing account prevents the pod. A pod ends within its grace period. After a minute, its node is probably down.
@@ -588,53 +586,6 @@ fn served_handlers(shims: &BTreeMap<String, AppliedShim>) -> BTreeSet<String> {
     served.map(|(handler, _)| handler.clone()).collect()
 }
 
-/// Counts the writes of a kubelet that does not list a served handler. Returns the Event if the handler counts as missing from now on.
-pub fn count_unlisted(node: &NodeView, applied: &mut Applied) -> Option<EventSpec> {
-    let before = applied.unlisted.take()?;
-    if all_listed(node, applied) {
-        return None;
-    }
-    if before.is_certain() || before.heartbeat == node.heartbeat {
-        applied.unlisted = Some(before);
-        return None;
-    }
-    let unlisted = Unlisted {
-        heartbeat: node.heartbeat,
-        writes: before.writes.saturating_add(1),
-    };
-    let is_certain = unlisted.is_certain();
-    applied.unlisted = Some(unlisted);
-    if !is_certain {
-        return None;
-    }
-    let marked = mark_unlisted(applied, node);
-    let note = cut(&marked.join("; "), LONGEST_NOTE);
-    applied.reason.get_or_insert_with(|| note.clone());
-    Some(EventSpec::failure(&note))
-}
-
-/// Marks Shims as failed that containerd serves and the kubelet does not list. Returns a sentence for each.
-fn mark_unlisted(applied: &mut Applied, node: &NodeView) -> Vec<String> {
-    let mut marked = Vec::new();
-    for (name, shim) in &mut applied.shims {
-        let served = shim.handlers.iter().filter(|(_, served)| **served);
-        let unlisted: Vec<&str> = served
-            .map(|(handler, _)| handler.as_str())
-            .filter(|handler| !node.lists(handler))
-            .collect();
-        if !unlisted.is_empty() && shim.reason.is_none() {
-            let unlisted = unlisted.join(", ");
-            let reason = shortened(&Problem::with_help(
-                format!("containerd serves {unlisted} but the kubelet does not list it"),
-                "check that the kubelet uses this containerd",
-            ));
-            marked.push(format!("shim {name}: {reason}"));
-            shim.reason = Some(reason);
-        }
-    }
-    marked
-}
-
 /// Records the handlers of Shims that were not requested and that the host still has: they are in use, or their removal failed.
 ///
 /// Names become labels. A name that is not a valid label never came from a request.
@@ -808,12 +759,6 @@ fn outcome(result: Outcome) -> &'static str {
         Outcome::RolledBack => "rolledBack",
         Outcome::Broken => "broken",
     }
-}
-
-/// Message and help in at most [`LONGEST_REASON`] bytes on one line. The help is left out first.
-#[must_use]
-pub fn shortened(problem: &Problem) -> String {
-    cut(&problem.sentence_up_to(LONGEST_REASON), LONGEST_REASON)
 }
 
 #[cfg(test)]

@@ -28,9 +28,10 @@ pub mod runtime_classes;
 pub mod shim_status;
 pub mod support;
 pub mod types;
+pub mod unlisted;
 
 use desired::{Cluster, Desired, Verdict, hint};
-use event::EventSpec;
+use event::{EventSpec, shortened};
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
 use node_labels::plan_with_labels;
@@ -85,7 +86,7 @@ pub fn decide(seen: &Observed) -> Option<Decision> {
     let job_is_unrecorded = job_is_unrecorded(seen, applied.as_ref());
     // A Job that is running may restart containerd.
     let known = applied.as_mut().filter(|_| !job_is_unrecorded);
-    let unlisted = known.and_then(|applied| job_result::count_unlisted(seen.node, applied));
+    let unlisted = known.and_then(|applied| unlisted::count_unlisted(seen.node, applied));
     let unread = seen.job.filter(|_| job_is_unrecorded);
     let desired = Desired::new(
         seen.node,
@@ -285,7 +286,7 @@ fn plan_while_job_is_deleted(
     let step = plan_with_labels(seen, desired, applied.clone(), JobStep::None);
     let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
     let problem = job_with_finalizer();
-    let reason = job_result::shortened(&problem);
+    let reason = shortened(&problem);
     match (need(seen, desired, applied.as_ref()), applied) {
         (Need::Nothing, _) => step,
         (Need::Wait(_) | Need::Now, _) if !rest.is_zero() => Plan {
@@ -433,7 +434,7 @@ fn job_not_created(
     mut applied: Applied,
     problem: &Problem,
 ) -> Plan {
-    let note = job_result::shortened(problem);
+    let note = shortened(problem);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     if seen.is_outage {

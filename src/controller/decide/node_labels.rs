@@ -89,13 +89,7 @@ pub fn plan_with_labels(
 ) -> Plan {
     // The end of a Job that is being deleted is recorded already, and a finalizer may keep that Job.
     let job_is_there = seen.job.is_some_and(|job| job.deleting.is_none());
-    let edit = edit(
-        seen.node,
-        seen.cluster,
-        desired,
-        applied,
-        job_is_there,
-    );
+    let edit = edit(seen.node, seen.cluster, desired, applied, job_is_there);
     let event = edit
         .as_ref()
         .and_then(|edit| verdict_event(edit, desired).or_else(|| served_again(edit, seen.node)));
@@ -115,8 +109,8 @@ fn verdict_event(edit: &NodeEdit, desired: &Desired) -> Option<EventSpec> {
             .verdicts
             .iter()
             .filter(|(shim, _)| edit.labels.get(&names::shim_label(shim)) == Some(&label));
-        let faults = turned
-            .filter_map(|(shim, verdict)| Some((shim.clone(), verdict.fault()?.clone())));
+        let faults =
+            turned.filter_map(|(shim, verdict)| Some((shim.clone(), verdict.fault()?.clone())));
         let notes: Vec<String> = by_cause(faults).iter().map(Problem::sentence).collect();
         (!notes.is_empty()).then(|| notes.join("; "))
     };

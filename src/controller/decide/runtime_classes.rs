@@ -194,7 +194,6 @@ impl RuntimeClassPlan {
                 self.returns = true;
                 with_selector(class, &key, None)
             }
-            (false, _) => return,
             (true, true) if has_own => {
                 self.adopted.push(class.name_any());
                 self.from_k3s |= is_from_k3s(class);
@@ -202,8 +201,8 @@ impl RuntimeClassPlan {
             }
             // Another Shim has adopted it. This one adopts it with the next decision.
             (true, true) if adopter(class).is_some() => with_selector(class, &key, None),
-            // It has the selector of its owner, or one that the owner has changed.
-            (true, true) => return,
+            // It is not adopted, or has the selector of its owner, or one that the owner has changed.
+            (false, _) | (true, true) => return,
             (true, false) => {
                 self.unrestricted.push(class.name_any());
                 self.from_k3s |= is_from_k3s(class);

@@ -220,9 +220,9 @@ fn ready(shim: &ShimView, tally: &Tally, withdrawn: &[String]) -> Option<State> 
         (true, _) => {
             let mut message = "the Shim is being deleted".to_owned();
             if !withdrawn.is_empty() {
-                message += &format!(
-                    ", and its RuntimeClasses are deleted first: new pods with the runtimeClassName {} are refused as \"not found\"",
-                    withdrawn.join(" or ")
+                let names = withdrawn.join(" or ");
+                message = format!(
+                    "{message}, and its RuntimeClasses are deleted first: new pods with the runtimeClassName {names} are refused as \"not found\""
                 );
             }
             return Some((false, reasons::REMOVING, message));
@@ -259,10 +259,10 @@ fn is_of_others(classes: &RuntimeClassPlan, rejected: &Problem) -> bool {
 
 /// What is to be known about RuntimeClasses of others that have a handler of the Shim. They are no reason for the Shim not to be ready.
 fn notes(classes: &RuntimeClassPlan, refused: Option<&Problem>) -> String {
-    let mut notes = String::new();
+    let mut notes = Vec::new();
     let mut add = |names: &[String], text: &str| {
         if !names.is_empty() {
-            notes += &format!("; RuntimeClass {}: {text}", names.join(", "));
+            notes.push(format!("; RuntimeClass {}: {text}", names.join(", ")));
         }
     };
     add(
@@ -284,9 +284,10 @@ fn notes(classes: &RuntimeClassPlan, refused: Option<&Problem>) -> String {
         "if it is deleted, running pods stay, and Farrier creates its own",
     );
     if classes.from_k3s {
-        notes += "; k3s creates its RuntimeClasses again at each start, unless it is started with --disable=runtimes";
+        let again = "; k3s creates its RuntimeClasses again at each start, unless it is started with --disable=runtimes";
+        notes.push(again.to_owned());
     }
-    notes
+    notes.concat()
 }
 
 /// The state of the Shim in one word.

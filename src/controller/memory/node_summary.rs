@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, NodeView};
-use crate::controller::decide::desired::{self, Verdict};
+use crate::controller::decide::desired::{self, Desired, Verdict};
 use crate::controller::decide::ending_pods;
 use crate::controller::decide::job_due::may_begin;
 use crate::controller::decide::node_labels;
@@ -88,13 +88,8 @@ impl NodeSummary {
         let Some(decision) = decision else {
             return Self::default();
         };
-        let Decision {
-            plan,
-            desired,
-            job_is_unrecorded,
-            ..
-        } = decision;
-        let job_is_unrecorded = *job_is_unrecorded;
+        let (plan, desired) = (&decision.plan, &decision.desired);
+        let job_is_unrecorded = decision.job_is_unrecorded;
         let applied = decision.applied.as_ref();
         let begins = matches!(plan.job, JobStep::Create { .. });
         let asked: BTreeSet<&str> = job
@@ -177,13 +172,6 @@ impl NodeSummary {
                 shims.insert(shim, ShimOnNode { phase, carried });
             }
         }
-        let lost = desired.lost.iter().map(|(loser, handler, winner)| {
-            let problem = Problem::with_help(
-                format!("handler {handler} belongs to Shim {winner}"),
-                "choose another name in spec.runtimeClass.handler or spec.handlerAliases",
-            );
-            (loser.clone(), problem.sentence())
-        });
         Self {
             control_plane: node.control_plane,
             fit: node.ready && !node.cordoned,
@@ -193,9 +181,21 @@ impl NodeSummary {
             waiting_for_pods: waiting.is_some() || drains || holds,
             waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
-            lost: lost.collect(),
+            lost: lost(desired),
         }
     }
+}
+
+/// The Shims that lost a handler to another one, each with a sentence.
+fn lost(desired: &Desired) -> BTreeSet<(String, String)> {
+    let lost = desired.lost.iter().map(|(loser, handler, winner)| {
+        let problem = Problem::with_help(
+            format!("handler {handler} belongs to Shim {winner}"),
+            "choose another name in spec.runtimeClass.handler or spec.handlerAliases",
+        );
+        (loser.clone(), problem.sentence())
+    });
+    lost.collect()
 }
 
 /// Whether the node keeps another version of the Shim than its specification says, because the Shim is paused.

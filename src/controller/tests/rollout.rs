@@ -334,7 +334,7 @@ fn nodes_that_can_carry_no_shim_take_no_place_in_the_rollout() {
     assert_eq!((tally.ready, failed, tally.unsupported.len()), (2, 0, 3));
     let (reason, message) = world.condition("Ready");
     assert_eq!(reason, "Provisioned");
-    assert!(message.contains("n1: this node runs windows"), "{message}");
+    assert!(message.contains(": this node runs windows"), "{message}");
 }
 
 #[test]

@@ -23,6 +23,10 @@ use crate::handoff::{
 };
 
 /// A cluster of one node.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a scene is set up switch by switch"
+)]
 pub(super) struct Scene {
     pub(super) node: NodeView,
     pub(super) shims: Vec<ShimView>,

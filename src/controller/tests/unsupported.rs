@@ -134,8 +134,8 @@ fn a_node_that_changes_its_runtime_is_decided_anew() {
 
 impl Scene {
     /// The installer reports that the artifact of the Shim is for another CPU.
-    fn is_for_another_cpu(self) -> Self {
-        let reason = "the binary is not a Linux program for this CPU (aarch64)";
+    fn answers_for_another_cpu(self) -> Self {
+        let reason = "the binary is for the CPU aarch64, and the host has the CPU x86_64";
         let mut scene = self.answers(Outcome::Refused, false, Some(reason));
         scene.report().unsupported_shims.insert("spin".to_owned());
         scene
@@ -144,7 +144,11 @@ impl Scene {
 
 #[test]
 fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes() {
-    let (after, plan) = scene().annotated().stepped().is_for_another_cpu().step();
+    let (after, plan) = scene()
+        .annotated()
+        .stepped()
+        .answers_for_another_cpu()
+        .step();
     let event = plan.event.unwrap();
     assert_eq!(
         (event.warning, &*event.reason),
@@ -161,7 +165,11 @@ fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes
     let after = after.later(3_600);
     assert!(after.job.is_none() && after.decide().is_empty());
     let is_asked = |change: fn(&mut Scene)| {
-        let mut scene = scene().annotated().stepped().is_for_another_cpu().stepped();
+        let mut scene = scene()
+            .annotated()
+            .stepped()
+            .answers_for_another_cpu()
+            .stepped();
         change(&mut scene);
         matches!(scene.decide().job, JobStep::Create { .. })
     };
@@ -185,7 +193,7 @@ fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes
 fn a_wrong_artifact_fails_where_the_former_release_is_served() {
     let mut scene = Scene::provisioned();
     scene.upgrade();
-    let mut scene = scene.stepped().is_for_another_cpu();
+    let mut scene = scene.stepped().answers_for_another_cpu();
     for entry in &mut scene.report().handlers {
         entry.served = true;
     }
@@ -203,7 +211,7 @@ fn a_wrong_artifact_fails_where_the_former_release_is_served() {
 fn another_shim_that_failed_is_tried_again_beside_an_unsupported_one() {
     let mut two = scene().annotated();
     two.shims.push(shim("slight", "slight"));
-    let mut scene = two.stepped().is_for_another_cpu();
+    let mut scene = two.stepped().answers_for_another_cpu();
     scene.report().result = Outcome::Partial;
     let after = scene.stepped();
     assert_eq!(after.label("farrier.dev/spin"), Some("unsupported"));

@@ -23,8 +23,8 @@ use crate::containerd_config::{
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, Status};
-use crate::installer::containerd::daemon::{self, Containerd, Daemon};
-use crate::installer::containerd::kubelet::{KubeletRuntime, is_same_socket};
+use crate::installer::containerd::daemon::{self, Containerd};
+use crate::installer::containerd::kubelet::{Kubelet, KubeletRuntime, is_same_socket};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse, unix_sockets_of};
 use crate::installer::containerd::service::{self, RestartEffect, Service, ServiceStatus};
@@ -43,8 +43,7 @@ pub use error::Error;
 use found::{found_runtimes, unit_of_stopped};
 use os::{
     config_path_problem, cpu_of_host, detect_distro, directory, directory_owner_problem,
-    orphaned_config, snippets, sources, symlinked_directory_problem,
-    version_command,
+    orphaned_config, snippets, sources, symlinked_directory_problem, version_command,
 };
 use pending::{Subject, record_loaded, record_present};
 use prerequisites::{misnamed_nri_plugin, missing_for_unit, missing_prerequisite, read_only_data};
@@ -408,6 +407,12 @@ pub async fn gather(
         boot_id: identity(host, "/proc/sys/kernel/random/boot_id")?,
         config_files,
     };
+    ask(host, target, running.kubelet.as_ref(), &mut facts).await;
+    Ok(facts)
+}
+
+/// Runs the programs of the host, and asks its services.
+async fn ask(host: &HostRoot, target: Target, kubelet: Option<&Kubelet>, facts: &mut HostFacts) {
     if target == Target::Image
         && let Err(error) = exec::check_enter(host, PROGRAM_LIMIT).await
     {
@@ -416,14 +421,12 @@ pub async fn gather(
     if target == Target::Live && facts.distro.unsupported.is_none() {
         let service = facts.service();
         // The service manager answers while the programs run.
-        let (status, ()) = futures::join!(service.status(host), run_programs(host, &mut facts));
-        query_services(host, &mut facts, &service, status).await;
-        let kubelet = running.kubelet.as_ref();
+        let (status, ()) = futures::join!(service.status(host), run_programs(host, facts));
+        query_services(host, facts, &service, status).await;
         facts.kubelet_runtime = KubeletRuntime::find(host, kubelet, &facts.socket()).await;
     } else {
-        run_programs(host, &mut facts).await;
+        run_programs(host, facts).await;
     }
-    Ok(facts)
 }
 
 /// Runs the programs of the host for their releases, and containerd for the configuration that it loads. The output stays in memory: the

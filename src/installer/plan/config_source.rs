@@ -448,8 +448,8 @@ mod tests {
         let help = ". Correct /x/config-v3.toml.tmpl";
         assert!(plan.notes[0].contains(help), "{:?}", plan.notes);
         // A handler that is to be served needs a restart.
-        let mut changed = fixtures::goal(&["a", "b"]).build();
-        changed.owner = crate::handoff::Owner::Local;
+        let changed = fixtures::goal(&["a", "b"]).owner(crate::handoff::Owner::Local);
+        let changed = changed.take_over().build();
         let error = decide(&facts, &changed).unwrap_err();
         assert!(error.to_string().starts_with(cause), "{error}");
         let help = error.help().unwrap();

@@ -23,7 +23,6 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         return Err(Error::Distribution(unsupported));
     }
     match &facts.kubelet_runtime {
-        KubeletRuntime::Containerd => {}
         KubeletRuntime::Other { name, socket } => {
             return Err(Error::OtherRuntime {
                 name: name.clone(),
@@ -34,7 +33,7 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         KubeletRuntime::Unknown(problem) if facts.containerd.daemon().is_some() => {
             return Err(Error::Obstacle(problem.clone()));
         }
-        KubeletRuntime::Unknown(_) => {}
+        KubeletRuntime::Containerd | KubeletRuntime::Unknown(_) => {}
     }
     if let Some(problem) = &facts.unknown_config {
         return Err(Error::Obstacle(problem.clone()));
