@@ -259,7 +259,7 @@ pub struct ShimStatus {
     /// Ready is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// The state in one word, for people: Ready, Provisioning, Halted, Paused, Conflict, Unsupported, `NoNodes`, or another reason of the
+    /// The state in one word, for people: Ready, Provisioning, Halted, Paused, Conflict, Unsupported, or another reason of the
     /// condition Ready. Programs read the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
