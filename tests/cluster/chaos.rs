@@ -24,8 +24,6 @@ const LIMIT: Duration = Duration::from_mins(12);
 /// How long the others may take to replace a leader that is paused, as README promises.
 const TAKEOVER: Duration = Duration::from_secs(20);
 
-const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
-
 /// A file that fills the file system of `/opt`.
 const FILL: &str = "/opt/fill";
 
@@ -251,6 +249,7 @@ impl Chaos {
     }
 
     async fn change_other_shim(&mut self) -> String {
+        let is_deleted = self.chance(3);
         match self.release {
             None => {
                 let release = usize::from(self.chance(2));
@@ -259,7 +258,7 @@ impl Chaos {
                 self.release = Some(release);
                 format!("created with release {release}")
             }
-            Some(_) if self.chance(3) => {
+            Some(_) if is_deleted => {
                 let shims = self.cluster.shims();
                 shims.delete(OTHER, &DeleteParams::default()).await.unwrap();
                 self.release = None;
