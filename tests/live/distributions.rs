@@ -464,7 +464,7 @@ fn a_restart_that_a_write_triggers_is_in_the_journal_before_the_write() {
     let since = Instant::now();
     while let (status @ 1.., report) = node.change(&["install", "--shim=a=file:///srv/a"]) {
         assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
-        assert!(since.elapsed() < Duration::from_secs(10), "{report:?}");
+        assert!(since.elapsed() < Duration::from_mins(1), "{report:?}");
     }
     node.assert_healthy();
 }
