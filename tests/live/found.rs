@@ -96,7 +96,7 @@ fn a_declaration_gives_way_to_a_shim_that_k3s_finds_later(
         let (_, words) = doctor(&node, &[]);
         assert!(words.contains(FOUND), "{words}");
     }
-    assert_applied(node.change_from_a_pod(&REMOVE), 1);
+    assert_applied(node.change(&REMOVE), 1);
     fs::remove_file(node.path(PROGRAM)).unwrap();
     node.start_service("k3s");
     assert_eq!(node.tree(), before);
