@@ -13,8 +13,8 @@ use super::error::Error;
 use super::inline_table::fill_braces;
 use super::legacy::{legacy_handler, widen};
 use super::render::{
-    BRACES_MARK, CREATED_MARK, HANDLER_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK, block,
-    check_names, cut, newline_of, without_ranges,
+    BRACES_MARK, CREATED_MARK, HANDLER_MARK, IMPORTING_MARK, JOINED_MARK, RUNC_MARK, VERSION_MARK,
+    block, check_names, cut, newline_of, without_ranges,
 };
 use super::schema::PluginId;
 use super::template::{all_template_handlers, is_template};
@@ -239,7 +239,8 @@ fn strip(
     let created = mark == CREATED_MARK;
     // Others may have added settings that depend on the version. containerd 1.7 reads an imported file without a version under that of the
     // root.
-    let version = if rest.depends_on_version()? || !rest.strings("imports")?.is_empty() {
+    let imports = mark != IMPORTING_MARK && !rest.strings("imports")?.is_empty();
+    let version = if imports || rest.depends_on_version()? {
         0..0
     } else {
         version
@@ -294,7 +295,11 @@ fn fill(
     let newline = newline_of(base);
     let version = match (target.version, document.version()?) {
         (Some(version), None) => {
-            let mark = if created { CREATED_MARK } else { VERSION_MARK };
+            let mark = match document.strings("imports")?.is_empty() {
+                _ if created => CREATED_MARK,
+                true => VERSION_MARK,
+                false => IMPORTING_MARK,
+            };
             format!("{mark}{newline}version = {version}{newline}")
         }
         _ => String::new(),
@@ -645,6 +650,14 @@ mod tests {
         let left = edited(&format!("{version}{added}{rest}"), &["a"], &[]).unwrap();
         let version = if stays { version } else { "" };
         assert_eq!(left, format!("{version}{added}# mine\n"));
+    }
+
+    #[test]
+    fn a_file_that_imported_others_before_is_restored() {
+        let text = "imports = ['/etc/containerd/conf.d/*.toml']\n";
+        let with = edited(text, &[], &[handler("a")]).unwrap();
+        assert!(with.starts_with(IMPORTING_MARK), "{with}");
+        assert_eq!(edited(&with, &["a"], &[]).unwrap(), text);
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub(super) const BRACES_MARK: &str = "# farrier: containerd's default runtime, w
 /// Comment above a `version` that Farrier added to a file.
 pub(super) const VERSION_MARK: &str = "# farrier: the schema of the managed handlers";
 
+/// As [`VERSION_MARK`], in a file that imported others before. Without the version it is as it was.
+pub(super) const IMPORTING_MARK: &str =
+    "# farrier: the schema of the managed handlers, in a file that imported others before";
+
 /// Comment above the `version` of a file that Farrier created.
 pub(super) const CREATED_MARK: &str =
     "# farrier: this file is managed and leaves with its last handler";
