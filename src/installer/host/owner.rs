@@ -217,7 +217,8 @@ pub(crate) fn has_access_list(file: &OwnedFd) -> bool {
 
 /// Whether a file has an extended attribute. True also on an error, unless the file system has no extended attributes.
 pub(crate) fn has_attribute(file: &OwnedFd, name: &str) -> bool {
-    match xattr::get(descriptor_path(file), name) {
+    // The path of the descriptor is a symlink.
+    match xattr::get_deref(descriptor_path(file), name) {
         Ok(value) => value.is_some(),
         Err(error) => error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32),
     }
@@ -228,6 +229,18 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[test]
+    fn an_attribute_of_an_open_file_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
+        let name = "trusted.farrier";
+        assert!(!has_attribute(&file, name));
+        // Only root may set it, and not every file system has such attributes.
+        if xattr::set(directory.path(), name, b"1").is_ok() {
+            assert!(has_attribute(&file, name));
+        }
+    }
 
     const DIRECTORY: u32 = 0o040_000;
     const FILE: u32 = 0o100_000;
