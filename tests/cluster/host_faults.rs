@@ -1,6 +1,7 @@
 //! Faults of a node's service manager and containerd: the change is refused before the first write, or rolled back.
 
 use farrier::handoff::Outcome;
+use kube::ResourceExt as _;
 
 use crate::direct::{Node, install};
 use crate::host::DOOMED;
@@ -263,9 +264,11 @@ async fn a_job_waits_for_a_containerd_that_takes_longer_than_a_minute_to_serve()
     node.start_hanging_pod().await;
     let (files, name) = (node.files(), node.name.clone());
     // Only the shim of this pod dies, and not that of the Job.
-    let sandbox = node.sh(
-        "ctr --namespace k8s.io containers ls -q 'labels.\"io.kubernetes.pod.name\"==hanging-n17,labels.\"io.cri-containerd.kind\"==sandbox'",
-    );
+    let pod = cluster.pods().get("hanging-n17").await.unwrap();
+    let sandbox = node.sh(&format!(
+        "ctr --namespace k8s.io containers ls -q 'labels.\"io.kubernetes.pod.uid\"=={},labels.\"io.cri-containerd.kind\"==sandbox'",
+        pod.uid().unwrap()
+    ));
     node.override_unit(&format!(
         "[Service]\nTimeoutStartSec=300\nExecStopPost=/bin/sh -c \"[ ! -e /run/farrier-test/armed ] || {{ mv /run/farrier-test/armed /run/farrier-test/hang; pkill -9 -f [r]unc-v2.*{}; }}\"",
         sandbox.trim()

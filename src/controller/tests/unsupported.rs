@@ -154,11 +154,15 @@ fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes
         (event.warning, &*event.reason),
         (false, reasons::UNSUPPORTED)
     );
-    assert!(event.note.contains("for this CPU"), "{}", event.note);
+    assert!(
+        event.note.contains("and the host has the CPU"),
+        "{}",
+        event.note
+    );
     assert_eq!(after.label("farrier.dev/spin"), Some("unsupported"));
     let summary = after.summary();
     assert!(
-        matches!(&summary.shims["spin"].phase, Phase::Unsupported(why) if why.contains("for this CPU"))
+        matches!(&summary.shims["spin"].phase, Phase::Unsupported(why) if why.contains("and the host has the CPU"))
     );
     assert!(!summary.changing);
     // Another attempt gives the same result.
