@@ -1,11 +1,10 @@
 //! Faults of a node's service manager and containerd: the change is refused before the first write, or rolled back.
 
 use farrier::handoff::Outcome;
-use kube::ResourceExt as _;
 
 use crate::direct::{Node, install};
 use crate::host::DOOMED;
-use crate::support::{Cluster, eventually};
+use crate::support::Cluster;
 
 /// A change of a faulty node is refused: no file changes, no service restarts, and the reason contains `part`.
 fn is_refused(node: &Node<'_>, part: &str) {
@@ -206,36 +205,19 @@ done
 exec /usr/local/bin/containerd-shim-runc-v2 \"$@\"
 ";
 
-impl Node<'_> {
-    /// Starts a pod of [`HANGING`].
-    async fn start_hanging_pod(&self) {
-        let shim = "usr/local/bin/containerd-shim-hanging-v1";
-        std::fs::write(self.cluster.root(&self.name).join(shim), HANGING).unwrap();
-        self.sh("chmod +x /usr/local/bin/containerd-shim-hanging-v1; mkdir -p /run/farrier-test
-                 cp -p /etc/containerd/config.toml /run/farrier-test/config.toml
-                 printf '[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.hanging]\\nruntime_type = \"io.containerd.hanging.v1\"\\n' >> /etc/containerd/config.toml
-                 systemctl restart containerd");
-        self.start_pod("hanging", Some("hanging")).await;
-    }
-
-    /// Ends the hang.
-    fn let_go(&self) {
-        self.sh("rm /run/farrier-test/hang; pkill -f '[s]leep 600' || true");
-    }
-
-    /// Removes the pod and its handler.
-    async fn delete_hanging_pod(&self) {
-        let name = format!("hanging-{}", self.name);
-        self.cluster.delete_pod(&name).await;
-        self.sh("cp -p /run/farrier-test/config.toml /etc/containerd/config.toml; systemctl restart containerd");
-    }
-}
-
 #[tokio::test]
 async fn a_containerd_that_hangs_on_a_dead_sandbox_is_reported_and_the_next_run_succeeds() {
     let cluster = Cluster::connect().await;
     let node = Node::with(&cluster, "1.7").await;
-    node.start_hanging_pod().await;
+    let shim = cluster
+        .root(&node.name)
+        .join("usr/local/bin/containerd-shim-hanging-v1");
+    std::fs::write(&shim, HANGING).unwrap();
+    node.sh("chmod +x /usr/local/bin/containerd-shim-hanging-v1; mkdir -p /run/farrier-test
+             cp -p /etc/containerd/config.toml /run/farrier-test/config.toml
+             printf '[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.hanging]\\nruntime_type = \"io.containerd.hanging.v1\"\\n' >> /etc/containerd/config.toml
+             systemctl restart containerd");
+    node.start_pod("hanging", Some("hanging")).await;
     let files = node.files();
     // The shim dies while no containerd runs, so that the next one finds its sandbox dead.
     node.override_unit(
@@ -247,49 +229,13 @@ async fn a_containerd_that_hangs_on_a_dead_sandbox_is_reported_and_the_next_run_
     let config = "sha256sum /etc/containerd/config.toml";
     assert!(files.contains(node.sh(config).split(' ').next().unwrap()));
     node.plain_unit();
-    node.let_go();
-    node.sh("systemctl restart containerd");
+    node.sh(
+        "rm /run/farrier-test/hang; pkill -f '[s]leep 600' || true; systemctl restart containerd",
+    );
     let run = node.farrier(&install("v0.1.0"));
     assert_eq!(run.report.result, Outcome::Applied, "{run:#?}");
     node.farrier("uninstall --all").is(Outcome::Applied, 1);
     assert_eq!(node.files(), files);
-    node.delete_hanging_pod().await;
-}
-
-/// After the start, the CRI waits for more than a minute for the clean-up of a dead sandbox.
-#[tokio::test]
-async fn a_job_waits_for_a_containerd_that_takes_longer_than_a_minute_to_serve() {
-    let cluster = Cluster::with_farrier().await;
-    let node = Node::with(&cluster, "1.7").await;
-    node.start_hanging_pod().await;
-    let (files, name) = (node.files(), node.name.clone());
-    // Only the shim of this pod dies, and not that of the Job.
-    let pod = cluster.pods().get("hanging-n17").await.unwrap();
-    let sandbox = node.sh(&format!(
-        "ctr --namespace k8s.io containers ls -q 'labels.\"io.kubernetes.pod.uid\"=={},labels.\"io.cri-containerd.kind\"==sandbox'",
-        pod.uid().unwrap()
-    ));
-    node.override_unit(&format!(
-        "[Service]\nTimeoutStartSec=300\nExecStopPost=/bin/sh -c \"[ ! -e /run/farrier-test/armed ] || {{ mv /run/farrier-test/armed /run/farrier-test/hang; pkill -9 -f [r]unc-v2.*{}; }}\"",
-        sandbox.trim()
-    ));
-    node.sh("systemctl restart containerd; touch /run/farrier-test/armed");
-    cluster.annotate(&name, Some("true")).await;
-    let waited = "cat /var/log/pods/farrier_*/install/*.log 2>/dev/null | grep -q 'waiting for containerd to serve.*\\(seconds\\W*\\(6[2-9]\\|[7-9][0-9]\\|[1-9][0-9][0-9]\\)\\)'";
-    eventually("the Job has waited for a minute", async || {
-        let output = cluster.try_sh(&name, waited);
-        output.status.success().then_some(()).ok_or(output)
-    })
-    .await;
-    let process = node.containerd();
-    node.let_go();
-    cluster
-        .label_becomes(&name, "handler.farrier.dev/wasmi", "true")
-        .await;
-    assert_eq!(node.containerd(), process, "one restart");
-    cluster.annotate(&name, None).await;
-    cluster.marks_vanish(&name).await;
-    assert_eq!(node.files(), files);
-    node.plain_unit();
-    node.delete_hanging_pod().await;
+    cluster.delete_pod("hanging-n17").await;
+    node.sh("cp -p /run/farrier-test/config.toml /etc/containerd/config.toml; systemctl restart containerd");
 }
