@@ -308,7 +308,7 @@ impl Chaos {
                 .await
                 .map_err(|it| it.to_string())?;
             let holder = lease.and_then(|lease| lease.spec?.holder_identity);
-            let holder = holder.ok_or("nobody")?;
+            let holder = holder.ok_or("the Lease has no holder")?;
             match pods.get_opt(&holder).await {
                 Ok(Some(_)) => Ok(holder),
                 other => Err(format!("{holder}: {other:?}")),
@@ -330,18 +330,9 @@ impl Chaos {
     /// Stops the process of the leader in the middle of a change, until another replica leads.
     async fn pause_leader(&mut self) -> String {
         let leader = self.leader().await;
-        let pod = self.controller_pods().get(&leader).await.unwrap();
-        let on = pod.spec.unwrap().node_name.unwrap();
         let node = self.any_node();
         let done = self.toggle_annotation(&node).await;
-        let signal = |signal: &str| {
-            format!(
-                "for process in $(pgrep -f 'farrier controller'); do
-                   if tr '\\0' '\\n' < /proc/$process/environ | grep -qx FARRIER_IDENTITY={leader}; then kill -{signal} $process; fi
-                 done"
-            )
-        };
-        self.cluster.sh(&on, &signal("STOP"));
+        self.cluster.signal_controller(&leader, "STOP").await;
         let leases: Api<Lease> = Api::namespaced(self.cluster.client.clone(), "farrier");
         eventually_within(TAKEOVER, "another replica leads", async || {
             let lease = leases.get("farrier").await.unwrap();
@@ -353,7 +344,7 @@ impl Chaos {
             }
         })
         .await;
-        self.cluster.sh(&on, &signal("CONT"));
+        self.cluster.signal_controller(&leader, "CONT").await;
         format!("{done}, and the leader {leader} was paused")
     }
 

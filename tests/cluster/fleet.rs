@@ -266,20 +266,6 @@ impl Stage {
     }
 }
 
-impl Stage {
-    /// Sends a signal to the controller that calls itself `name`, on its node.
-    async fn signal(&self, name: &str, signal: &str) {
-        let pod = self.pods().get(name).await.unwrap();
-        let node = pod.spec.unwrap().node_name.unwrap();
-        let line = format!(
-            "for process in $(pgrep -f 'farrier controller'); do
-               if tr '\\0' '\\n' < /proc/$process/environ | grep -qx FARRIER_IDENTITY={name}; then kill -{signal} $process; fi
-             done"
-        );
-        self.cluster.sh(&node, &line);
-    }
-}
-
 #[tokio::test]
 async fn the_second_replica_takes_over_within_twenty_seconds() {
     let stage = Stage::set("twins").await;
@@ -292,7 +278,7 @@ async fn the_second_replica_takes_over_within_twenty_seconds() {
         holder.clone().filter(is_there).ok_or(holder)
     })
     .await;
-    stage.signal(&leader, "STOP").await;
+    stage.cluster.signal_controller(&leader, "STOP").await;
     let since = Instant::now();
     eventually("another replica holds the Lease", async || {
         let holder = stage.holder().await;
@@ -314,7 +300,7 @@ async fn the_second_replica_takes_over_within_twenty_seconds() {
         .await;
     let pod = stage.asked().await;
     // A controller that continues after that sees another holder, and does not act on its outdated state.
-    stage.signal(&leader, "CONT").await;
+    stage.cluster.signal_controller(&leader, "CONT").await;
     stage.does(&pod).await;
     stage
         .cluster

@@ -39,7 +39,7 @@ impl RefusedEvictions {
 pub struct Rejection {
     /// The problem for operators.
     pub problem: Problem,
-    /// An admission webhook did not answer. Usually it answers again soon, and nobody changes an object then.
+    /// An admission webhook did not answer. It may answer again without a change of any object.
     pub is_outage: bool,
 }
 

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ impl Cluster {
         let pid = Pid::from_raw(i32::try_from(node.pid).unwrap());
         nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
         let end = Instant::now() + DEADLINE;
-        // Process 1 ends after all others of its namespace, and whoever adopted it may be slow to reap it.
+        // Process 1 ends after all other processes of its namespace. It may stay a zombie.
         while std::fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.contains(") Z "))
         {
@@ -105,6 +106,18 @@ impl Cluster {
                systemctl show $unit -p ActiveState,SubState,UnitFileState,FragmentPath,DropInPaths,KillMode,NRestarts,NeedDaemonReload
              done",
         )
+    }
+
+    /// Sends a signal to the controller whose pod is `pod`, on its node.
+    pub async fn signal_controller(&self, pod: &str, signal: &str) {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "farrier");
+        let node = pods.get(pod).await.unwrap().spec.unwrap().node_name;
+        let line = format!(
+            "for process in $(pgrep -f 'farrier controller'); do
+               if tr '\\0' '\\n' < /proc/$process/environ | grep -qx FARRIER_IDENTITY={pod}; then kill -{signal} $process; fi
+             done"
+        );
+        self.sh(&node.unwrap(), &line);
     }
 
     /// The process that containerd's unit runs: another one after a restart.
