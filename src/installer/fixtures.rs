@@ -12,12 +12,25 @@ use crate::installer::containerd::kubelet::KubeletRuntime;
 use crate::installer::containerd::orphans::Orphan;
 use crate::installer::containerd::service::RestartEffect;
 use crate::installer::distro::{DistroSpec, Evidence, detect};
+use crate::installer::host::HostRoot;
 use crate::installer::host::cpu::Cpu;
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::{Legacy, LegacyBinary, LegacyHandler};
 use crate::installer::inspect::restart_inputs::RestartInputs;
 use crate::installer::plan::{Goal, HostPlan, Scope, decide};
 use crate::installer::state::{InstallPaths, State, StateAfter};
+
+/// A host with these files, each a path and a text.
+pub fn host_with(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = directory.path().join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let host = HostRoot::open(directory.path()).unwrap();
+    (directory, host)
+}
 
 /// The path of the configuration.
 pub const CONFIG_PATH: &str = "/etc/containerd/config.toml";

@@ -349,18 +349,7 @@ mod tests {
 
     use super::*;
     use crate::installer::distro::by_id;
-
-    /// A host with these files.
-    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
-        let directory = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = directory.path().join(path.trim_start_matches('/'));
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let host = HostRoot::open(directory.path()).unwrap();
-        (directory, host)
-    }
+    use crate::installer::fixtures::host_with as host;
 
     fn service(id: &str) -> Service {
         let spec = by_id(id);

@@ -180,6 +180,7 @@ mod tests {
 
     use super::*;
     use crate::installer::distro::by_id;
+    use crate::installer::fixtures::host_with as host;
 
     const K3S: &str = "/etc/rancher/k3s/config.yaml";
     const K3S_UNIT: &str = "/etc/systemd/system/k3s.service";
@@ -193,17 +194,6 @@ mod tests {
         "/usr/local/lib/systemd/system/rke2-agent.service",
         "[Service]\nEnvironmentFile=-/etc/default/%N\nExecStart=/usr/local/bin/rke2 agent\n",
     );
-
-    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, HostRoot) {
-        let directory = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = directory.path().join(path.trim_start_matches('/'));
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let host = HostRoot::open(directory.path()).unwrap();
-        (directory, host)
-    }
 
     #[rstest]
     #[case::without_files("k3s", &[], None)]
