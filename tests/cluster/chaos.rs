@@ -2,14 +2,19 @@
 //! asked for is reached. `cargo xtask chaos` runs this; `cargo xtask test` does not, because it takes as long as it is told to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use farrier::names;
+use futures::StreamExt;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
 use serde_json::{Value, json};
 
 use crate::random::Random;
@@ -23,6 +28,9 @@ const LIMIT: Duration = Duration::from_mins(12);
 
 /// How long the others may take to replace a leader that is paused, as README promises.
 const TAKEOVER: Duration = Duration::from_secs(20);
+
+/// How long a leader is away.
+const LOSS: Duration = Duration::from_secs(30);
 
 /// A file that fills the file system of `/opt`.
 const FILL: &str = "/opt/fill";
@@ -51,6 +59,7 @@ enum Step {
     KilledInstaller,
     KilledController,
     PausedLeader,
+    CutOffLeader,
     ApiServer,
     Edit,
     PendingEdit,
@@ -61,8 +70,17 @@ enum Step {
     PowerFailure,
 }
 
+/// How a leader is taken away.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    /// Its process is stopped.
+    Paused,
+    /// Its packets vanish.
+    CutOff,
+}
+
 /// The steps to pick from; those of people come more often than faults.
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     Step::Annotation,
     Step::Annotation,
     Step::Annotation,
@@ -74,6 +92,7 @@ const STEPS: [Step; 19] = [
     Step::KilledInstaller,
     Step::KilledController,
     Step::PausedLeader,
+    Step::CutOffLeader,
     Step::ApiServer,
     Step::Edit,
     Step::PendingEdit,
@@ -115,31 +134,49 @@ async fn random_tasks_and_faults_end_as_asked_for() {
     eprintln!("FARRIER_SEED={seed}: {count} steps");
 }
 
-/// Ends, with a panic, if two unfinished Jobs exist for a node.
+/// Ends, with a panic, if two unfinished Jobs exist for a node. It sees each change of each Job, unless the API server forgets them while it
+/// is away.
 async fn never_two_jobs(client: kube::Client) {
     let jobs: Api<Job> = Api::namespaced(client, "farrier");
-    loop {
-        // The API server may be away.
-        if let Ok(list) = jobs.list(&ListParams::default()).await {
-            let mut nodes = BTreeSet::new();
-            for job in list.items {
-                let status = job.status.clone().unwrap_or_default();
-                let is_over = status.completion_time.is_some() || status.failed.unwrap_or(0) > 0;
-                let template = job
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| spec.template.metadata.as_ref());
-                let annotations = template.and_then(|it| it.annotations.as_ref());
-                let node = annotations.and_then(|it| it.get(names::NODE_NAME_ANNOTATION));
-                if let Some(node) =
-                    node.filter(|_| !is_over && job.metadata.deletion_timestamp.is_none())
-                {
-                    assert!(nodes.insert(node.clone()), "{node} has two Jobs");
+    let mut changes = pin!(watcher(jobs, watcher::Config::default()).default_backoff());
+    let mut running: BTreeMap<String, String> = BTreeMap::new();
+    while let Some(change) = changes.next().await {
+        match change {
+            Ok(watcher::Event::Init) => running.clear(),
+            Ok(watcher::Event::InitApply(job) | watcher::Event::Apply(job)) => {
+                let name = job.name_any();
+                running.remove(&name);
+                if let Some(node) = node_of_running(&job) {
+                    let other = running.iter().find(|(_, of)| **of == node);
+                    assert_eq!(other, None, "{name} is a second Job of {node}");
+                    running.insert(name, node);
                 }
             }
+            Ok(watcher::Event::Delete(job)) => {
+                running.remove(&job.name_any());
+            }
+            // The API server may be away.
+            Ok(watcher::Event::InitDone) | Err(_) => {}
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
     }
+}
+
+/// The node that the Job changes, unless the Job has ended or is being deleted.
+fn node_of_running(job: &Job) -> Option<String> {
+    let status = job.status.clone().unwrap_or_default();
+    let is_over = status.completion_time.is_some() || status.failed.unwrap_or(0) > 0;
+    if is_over || job.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let template = job.spec.as_ref()?.template.metadata.as_ref()?;
+    let annotations = template.annotations.as_ref()?;
+    annotations.get(names::NODE_NAME_ANNOTATION).cloned()
+}
+
+/// When the Event was seen last.
+fn last_time(event: &Event) -> Option<jiff::Timestamp> {
+    let series = event.series.as_ref().map(|it| it.last_observed_time.0);
+    series.or(event.event_time.as_ref().map(|it| it.0))
 }
 
 impl Chaos {
@@ -190,7 +227,8 @@ impl Chaos {
             Step::OtherShim => self.change_other_shim().await,
             Step::KilledInstaller => self.kill_installer().await,
             Step::KilledController => self.kill_controller().await,
-            Step::PausedLeader => self.pause_leader().await,
+            Step::PausedLeader => self.lose_leader(Loss::Paused).await,
+            Step::CutOffLeader => self.lose_leader(Loss::CutOff).await,
             Step::ApiServer => {
                 let node = self.any_node();
                 let done = self.toggle_annotation(&node).await;
@@ -327,12 +365,18 @@ impl Chaos {
         format!("{done}, and the leader {leader} was killed")
     }
 
-    /// Stops the process of the leader in the middle of a change, until another replica leads.
-    async fn pause_leader(&mut self) -> String {
+    /// Takes the leader away for a while, in the middle of a change.
+    async fn lose_leader(&mut self, how: Loss) -> String {
         let leader = self.leader().await;
         let node = self.any_node();
         let done = self.toggle_annotation(&node).await;
-        self.cluster.signal_controller(&leader, "STOP").await;
+        let started = self.random.below(3_000);
+        tokio::time::sleep(Duration::from_millis(started)).await;
+        let since = Instant::now();
+        match how {
+            Loss::Paused => self.cluster.signal_controller(&leader, "STOP").await,
+            Loss::CutOff => self.cluster.connect_controller(&leader, false).await,
+        }
         let leases: Api<Lease> = Api::namespaced(self.cluster.client.clone(), "farrier");
         eventually_within(TAKEOVER, "another replica leads", async || {
             let lease = leases.get("farrier").await.unwrap();
@@ -344,8 +388,13 @@ impl Chaos {
             }
         })
         .await;
-        self.cluster.signal_controller(&leader, "CONT").await;
-        format!("{done}, and the leader {leader} was paused")
+        let taken_over = since.elapsed().as_secs_f64();
+        tokio::time::sleep(LOSS.saturating_sub(since.elapsed())).await;
+        match how {
+            Loss::Paused => self.cluster.signal_controller(&leader, "CONT").await,
+            Loss::CutOff => self.cluster.connect_controller(&leader, true).await,
+        }
+        format!("{done}, and the leader {leader} was {how:?} for 30 s, taken over after {taken_over:.1} s")
     }
 
     /// Somebody adds a line to the configuration of containerd.
@@ -454,6 +503,10 @@ impl Chaos {
         .await;
         eventually_within(LIMIT, "`farrier status` tells it", async || {
             self.status_agrees()
+        })
+        .await;
+        eventually_within(LIMIT, "the Events tell it", async || {
+            self.events_agree().await
         })
         .await;
     }
@@ -575,6 +628,27 @@ impl Chaos {
             }
         }
         Ok(())
+    }
+
+    /// The newest Event of each node and Shim is no warning: what failed was taken back.
+    async fn events_agree(&self) -> Result<(), String> {
+        let events: Api<Event> = Api::all(self.cluster.client.clone());
+        let list = events.list(&ListParams::default()).await;
+        let mut newest: BTreeMap<String, Event> = BTreeMap::new();
+        for event in list.map_err(|error| error.to_string())?.items {
+            let controller = event.reporting_controller.as_deref().unwrap_or_default();
+            let name = event.regarding.as_ref().and_then(|it| it.name.clone());
+            if let Some(name) = name.filter(|_| controller == "farrier.dev/controller") {
+                let other = newest.get(&name);
+                if other.is_none_or(|other| last_time(other) <= last_time(&event)) {
+                    newest.insert(name, event);
+                }
+            }
+        }
+        let warning = newest
+            .into_values()
+            .find(|event| event.type_.as_deref() != Some("Normal"));
+        warning.map_or(Ok(()), |event| Err(format!("{event:#?}")))
     }
 
     /// Takes everything back, and compares the configurations with those of people alone.

@@ -26,7 +26,7 @@ const CARGO_MACHETE: &str = "0.9.2";
 const CHAOS: &str = "chaos::";
 
 /// Longest failure of one test in the message of a run, in characters: an assertion may print whole reports.
-const LONGEST_FAILURE: usize = 1_000;
+const LONGEST_FAILURE: usize = 2_500;
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -323,7 +323,7 @@ fn failed_tests(output: &str) -> String {
         let shown = shown.unwrap_or_default();
         let panic = shown.split_once("panicked at ");
         let lines = panic.map_or(shown, |(_, panic)| panic).lines();
-        let lines: Vec<&str> = lines.take(4).collect();
+        let lines: Vec<&str> = lines.take(40).map(str::trim).collect();
         let lines: String = lines.join(" ").chars().take(LONGEST_FAILURE).collect();
         format!("\n{name}: {lines}")
     };
@@ -412,7 +412,7 @@ Error: \"no node\"
 ";
         assert_eq!(
             failed_tests(output),
-            "\na::breaks: tests/a.rs:7:5: assertion `left == right` failed   left: 1\nb::breaks: Error: \"no node\""
+            "\na::breaks: tests/a.rs:7:5: assertion `left == right` failed left: 1\nb::breaks: Error: \"no node\""
         );
     }
 }

@@ -110,11 +110,28 @@ impl Cluster {
 
     /// Sends a signal to the controller whose pod is `pod`, on its node.
     pub async fn signal_controller(&self, pod: &str, signal: &str) {
+        let line = format!("kill -{signal} $process");
+        self.for_controller(pod, &line).await;
+    }
+
+    /// Connects the network of the controller whose pod is `pod`, or cuts it off: its packets vanish.
+    pub async fn connect_controller(&self, pod: &str, is_connected: bool) {
+        let state = if is_connected { "up" } else { "down" };
+        // The end of the pair on the node, so that the pod keeps its routes.
+        let line = format!(
+            "index=$(nsenter -t $process -n ip -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/')
+             name=$(ip -o link | sed -n \"s/^$index: \\([^@:]*\\)[@:].*/\\1/p\"); test -z \"$name\" || ip link set $name {state}"
+        );
+        self.for_controller(pod, &line).await;
+    }
+
+    /// Runs a shell line on the node of the controller whose pod is `pod`; `$process` is the controller.
+    async fn for_controller(&self, pod: &str, line: &str) {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), "farrier");
         let node = pods.get(pod).await.unwrap().spec.unwrap().node_name;
         let line = format!(
             "for process in $(pgrep -f 'farrier controller'); do
-               if tr '\\0' '\\n' < /proc/$process/environ | grep -qx FARRIER_IDENTITY={pod}; then kill -{signal} $process; fi
+               if tr '\\0' '\\n' < /proc/$process/environ | grep -qx FARRIER_IDENTITY={pod}; then {line}; fi
              done"
         );
         self.sh(&node.unwrap(), &line);
