@@ -394,7 +394,9 @@ impl Chaos {
             Loss::Paused => self.cluster.signal_controller(&leader, "CONT").await,
             Loss::CutOff => self.cluster.connect_controller(&leader, true).await,
         }
-        format!("{done}, and the leader {leader} was {how:?} for 30 s, taken over after {taken_over:.1} s")
+        format!(
+            "{done}, and the leader {leader} was {how:?} for 30 s, taken over after {taken_over:.1} s"
+        )
     }
 
     /// Somebody adds a line to the configuration of containerd.

@@ -59,7 +59,7 @@ async fn kills_converge(series: &'static str, seed: u64) {
             node.killed(words, after);
             let run = node.farrier(words);
             let well = matches!(run.report.result, Outcome::Applied | Outcome::Unchanged);
-            assert!(well, "{what}: {run:#?}");
+            assert!(well, "{what}: {:?}: {run:#?}", run.report.reason);
             assert_eq!(&node.files(), files, "{what}");
             let again = node.farrier(words);
             assert_eq!(

@@ -31,7 +31,7 @@ const MAX_PARENTS: usize = 64;
 pub type NamedProcesses = BTreeMap<u32, (&'static str, Result<Process, Refusal>)>;
 
 /// Finds all processes of the host with one of these names: the process, or the reason for not using it. Leaves out processes of
-/// containers.
+/// containers, and those that are ending.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -197,14 +197,36 @@ impl Clock {
 /// The start time of process `pid`, in clock ticks since boot; `None` if there is no such process, or only a zombie.
 #[must_use]
 pub fn start_time(host: &HostRoot, pid: u32) -> Option<u64> {
-    let stat = read(host, pid, "stat")?;
-    // The name in parentheses may contain any character. Field 3, the state, follows the last parenthesis.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
+    Some(Stat::of(host, pid)?.start)
+}
+
+/// The facts in the file `stat` of a process that is no zombie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stat {
+    /// Its start, in clock ticks since boot.
+    start: u64,
+    /// The kernel is ending the process. Its program, its files and its cgroup are gone or go before it is a zombie.
+    is_exiting: bool,
+}
+
+impl Stat {
+    fn of(host: &HostRoot, pid: u32) -> Option<Self> {
+        /// `PF_EXITING` of the flags of a task (Linux, `include/linux/sched.h`).
+        const EXITING: u64 = 0x4;
+
+        let stat = read(host, pid, "stat")?;
+        // The name in parentheses may contain any character. Field 3, the state, follows the last parenthesis.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let state = fields.next()?;
+        if matches!(state, "Z" | "X") {
+            return None;
+        }
+        let flags: u64 = fields.nth(5)?.parse().ok()?;
+        Some(Self {
+            start: fields.nth(12)?.parse().ok()?,
+            is_exiting: flags & EXITING != 0,
+        })
     }
-    fields.nth(18)?.parse().ok()
 }
 
 /// The name of the supervisor of `OpenRC`, which starts a service again after a crash (supervise-daemon(8)). The kernel cuts names after 15
@@ -255,7 +277,7 @@ pub(crate) fn without_deleted_mark(program: &str) -> &str {
     program.strip_suffix(" (deleted)").unwrap_or(program)
 }
 
-/// The process `pid`, or the reason for not using it; `None` if it has ended or is part of a container.
+/// The process `pid`, or the reason for not using it; `None` if it has ended, is ending or is part of a container.
 ///
 /// Reads the facts in the kernel (credentials, cgroup, mount namespace) first: the command line of a user's process may be in memory from a
 /// FUSE file system or `userfaultfd(2)`, the root of a container on a file server, and a read of either may never return.
@@ -277,8 +299,9 @@ fn check_process(
         }
         None => Err(Reason::Unknown { what: "its status" }),
     };
-    // With another start time, some facts may be those of a later process with the same PID.
-    if start_time(host, pid) != Some(start) {
+    // With another start time, some facts may be those of a later process with the same PID. A process that is ending lacks some.
+    let now = Stat::of(host, pid)?;
+    if now.start != start || now.is_exiting {
         return None;
     }
     Some(decided.map_err(|reason| Refusal {

@@ -739,8 +739,9 @@ fn a_program_that_was_replaced_by_an_upgrade_counts() {
 }
 
 #[test]
-fn a_process_with_another_root_or_that_has_ended_is_ignored() {
-    for (name, target) in [("root", "/"), ("stat", "812 (a) Z 1")] {
+fn a_process_with_another_root_or_that_has_ended_or_is_ending_is_ignored() {
+    let ending = "812 (a) R 1 812 812 0 -1 4194572 0 0 0 0 0 0 0 0 20 0 1 0 812 0";
+    for (name, target) in [("root", "/"), ("stat", "812 (a) Z 1"), ("stat", ending)] {
         let tree = Tree::new("0::/init.scope\n", SYSTEMD);
         tree.process(PID, &CONTAINERD);
         let path = tree.path(&format!("/proc/812/{name}"));
@@ -749,6 +750,8 @@ fn a_process_with_another_root_or_that_has_ended_is_ignored() {
             symlink(target, path).unwrap();
         } else {
             tree.write("/proc/812/stat", target);
+            // The kernel has released the program and the memory.
+            fs::remove_file(tree.path("/proc/812/exe")).unwrap();
         }
         assert!(
             find_by_name(&tree.host(), &["containerd"])
