@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use farrier::names;
 use futures::StreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
@@ -353,6 +354,23 @@ impl Chaos {
         Api::namespaced(self.cluster.client.clone(), "farrier")
     }
 
+    /// The leader, once the other replica is ready to replace it: the kubelet may start a container again only minutes after it ended.
+    async fn replaceable_leader(&self) -> String {
+        let deployments: Api<Deployment> = Api::namespaced(self.cluster.client.clone(), "farrier");
+        eventually_within(LIMIT, "both replicas are ready", async || {
+            let found = deployments.get("farrier").await;
+            let status = found.map_err(|error| error.to_string())?.status;
+            let ready = status.as_ref().and_then(|status| status.ready_replicas);
+            if ready == Some(2) {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
+        .await;
+        self.leader().await
+    }
+
     async fn leader(&self) -> String {
         let leases: Api<Lease> = Api::namespaced(self.cluster.client.clone(), "farrier");
         let pods = self.controller_pods();
@@ -384,7 +402,7 @@ impl Chaos {
 
     /// Takes the leader away for a while, in the middle of a change.
     async fn lose_leader(&mut self, how: Loss) -> String {
-        let leader = self.leader().await;
+        let leader = self.replaceable_leader().await;
         let done = self.begin_rollout().await;
         let started = self.random.below(3_000);
         tokio::time::sleep(Duration::from_millis(started)).await;
