@@ -5,6 +5,7 @@ use tracing::debug;
 use super::command_line::{self, paths};
 use super::kubelet::{self, Kubelet};
 use super::process::{self, Process, Refusal};
+use super::sockets::unix_sockets_of;
 use crate::installer::distro::{self, DistroSpec};
 use crate::installer::host::{self, HostRoot, Target};
 
@@ -85,7 +86,8 @@ pub enum Containerd {
         /// Processes named kubelet that root started and that do not count, by PID.
         refused: Vec<Refusal>,
     },
-    /// A distribution embeds the kubelet, and no containerd of this live host that counts is the one that this kubelet uses.
+    /// No containerd of this live host that counts is the one that the kubelet uses: none of several listens at its socket, or a distribution
+    /// embeds the kubelet.
     NotOfKubelet {
         /// The socket that the kubelet uses, if it is known.
         socket: Option<String>,
@@ -136,9 +138,10 @@ const KUBELET: &str = "kubelet";
 
 /// Finds the containerd and the kubelet that run on this host. In an image, neither runs, and an embedded kubelet is known by its files.
 ///
-/// Of several containerd processes, one with the CRI socket of the kubelet comes first, then one of a distribution that embeds both (k3s,
-/// RKE2), then the one of `containerd.service`, the unit in the packages, then the lowest PID. Without a kubelet that counts, this choice may
-/// be wrong, so there is none if root has started another kubelet, or if a distribution embeds the kubelet and none of them is its own.
+/// Of several containerd processes, the one that listens at the CRI socket of the kubelet counts, and none if no process listens there. Where
+/// that socket is unknown, one of a distribution that embeds both (k3s, RKE2) comes first, then the one of `containerd.service`, the unit in
+/// the packages, then the lowest PID. Without a kubelet that counts, this choice may be wrong, so there is none if root has started another
+/// kubelet, or if a distribution embeds the kubelet and none of them is its own.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -166,24 +169,37 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
         }
     }
     let process = choose_kubelet(kubelets);
-    let daemons = without_forks(&daemons);
+    let mut daemons = without_forks(&daemons);
     let is_unclear = process.is_none() && !refused_kubelets.is_empty() && daemons.len() > 1;
     let is_process = process.is_some();
     let kubelet = process.or_else(|| Kubelet::embedded(host));
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint.clone());
-    let is_of_embedded = |daemon: &Daemon| {
-        distro::is_embedded(&daemon.program, daemon.unit.as_deref())
-            || listens_at(daemon, endpoint.as_deref())
+    daemons.sort_by_key(|daemon| {
+        let unit = daemon.unit.as_deref();
+        (
+            !distro::is_embedded(&daemon.program, unit),
+            unit != Some("containerd.service"),
+            daemon.process,
+        )
+    });
+    let others = refused.iter().filter(|refusal| !refusal.is_user_process());
+    let is_only = daemons.len() + others.count() <= 1;
+    let at_endpoint = endpoint
+        .as_deref()
+        .and_then(|endpoint| daemon_at(host, &daemons, endpoint));
+    let is_of_kubelet = |daemon: &Daemon| {
+        let is_embedded = || distro::is_embedded(&daemon.program, daemon.unit.as_deref());
+        at_endpoint.is_some()
+            // The only containerd may be behind a proxy.
+            || (endpoint.is_none() || is_only) && (is_process || kubelet.is_none() || is_embedded())
     };
-    let containerd = match choose_daemon(daemons, endpoint.as_deref()) {
+    let containerd = match daemons.into_iter().nth(at_endpoint.unwrap_or_default()) {
         Some(_) if is_unclear => Containerd::UnknownKubelet {
             refused: refused_kubelets,
         },
-        Some(daemon) if is_process || kubelet.is_none() || is_of_embedded(&daemon) => {
-            Containerd::Live(daemon)
-        }
+        Some(daemon) if is_of_kubelet(&daemon) => Containerd::Live(daemon),
         Some(_) => Containerd::NotOfKubelet {
             socket: endpoint,
             refused,
@@ -230,23 +246,21 @@ fn without_forks(processes: &[Process]) -> Vec<Daemon> {
     daemons.cloned().filter_map(Daemon::of).collect()
 }
 
-/// Whether the containerd listens at the socket `endpoint`.
-fn listens_at(daemon: &Daemon, endpoint: Option<&str>) -> bool {
-    let address = daemon.address().unwrap_or(distro::STOCK_SOCKET);
-    endpoint.is_some_and(|endpoint| kubelet::is_same_socket(endpoint, address))
-}
-
-fn choose_daemon(mut daemons: Vec<Daemon>, endpoint: Option<&str>) -> Option<Daemon> {
-    daemons.sort_by_key(|daemon| {
-        let unit = daemon.unit.as_deref();
-        (
-            !listens_at(daemon, endpoint),
-            !distro::is_embedded(&daemon.program, unit),
-            unit != Some("containerd.service"),
-            daemon.process,
-        )
+/// The index of the containerd that listens at the socket `endpoint`. One that listens nowhere yet will do so at the path in its command line, or
+/// at the usual one; the path of its configuration is unknown here.
+fn daemon_at(host: &HostRoot, daemons: &[Daemon], endpoint: &str) -> Option<usize> {
+    let is_there = |path: &str| kubelet::is_same_file(host, path, endpoint);
+    let sockets = daemons.iter().map(|daemon| {
+        let sockets = unix_sockets_of(host, daemon.process.0);
+        (daemon, sockets)
     });
-    daemons.into_iter().next()
+    let sockets: Vec<(&Daemon, Vec<String>)> = sockets.collect();
+    let listens = |(_, paths): &(&Daemon, Vec<String>)| paths.iter().any(|path| is_there(path));
+    let will_listen = |(daemon, paths): &(&Daemon, Vec<String>)| {
+        paths.is_empty() && is_there(daemon.address().unwrap_or(distro::STOCK_SOCKET))
+    };
+    let listening = sockets.iter().position(listens);
+    listening.or_else(|| sockets.iter().position(will_listen))
 }
 
 #[cfg(test)]
@@ -391,6 +405,62 @@ mod tests {
         );
         let found = find_daemon(&tree.host()).unwrap().unwrap();
         assert_eq!(found.process.0, 812);
+    }
+
+    /// Makes the process listen at the socket `path`, as `/proc` shows it.
+    fn listen(tree: &Tree, pid: u32, path: &str) {
+        tree.write(path, "");
+        let head = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+        let line = format!("0000000000000000: 00000002 00000000 00010000 0001 01 {pid} {path}\n");
+        tree.write(&format!("/proc/{pid}/net/unix"), &format!("{head}{line}"));
+        std::fs::create_dir_all(tree.path(&format!("/proc/{pid}/fd"))).unwrap();
+        let socket = format!("socket:[{pid}]");
+        std::os::unix::fs::symlink(socket, tree.path(&format!("/proc/{pid}/fd/5"))).unwrap();
+    }
+
+    #[rstest]
+    #[case::in_its_configuration("/run/a.sock", "/run/a.sock", Some(813))]
+    #[case::behind_a_symlink("/run/a.sock", "/run/link.sock", Some(813))]
+    #[case::behind_a_symlink_to_a_directory("/run/real/a.sock", "/run/directory/a.sock", Some(813))]
+    #[case::of_the_other("/run/a.sock", "/run/containerd/containerd.sock", Some(812))]
+    // A proxy may be in front of either.
+    #[case::of_neither("/run/a.sock", "/run/b.sock", None)]
+    fn of_two_containerd_the_one_that_listens_at_the_socket_of_the_kubelet_counts(
+        #[case] socket: &str,
+        #[case] endpoint: &str,
+        #[case] expected: Option<u32>,
+    ) {
+        let arguments = format!("/usr/bin/kubelet\0--container-runtime-endpoint={endpoint}\0");
+        let own = Given {
+            cgroup: "0::/system.slice/cluster.service\n",
+            arguments: "/usr/bin/containerd\0-c\0/etc/cluster.toml\0",
+            ..CONTAINERD
+        };
+        let tree = tree(&[(812, CONTAINERD), (813, own), (900, kubelet(&arguments))]);
+        listen(&tree, 812, "/run/containerd/containerd.sock");
+        listen(&tree, 813, socket);
+        std::os::unix::fs::symlink("a.sock", tree.path("/run/link.sock")).unwrap();
+        std::os::unix::fs::symlink("real", tree.path("/run/directory")).unwrap();
+        let found = find(&tree.host(), Target::Live).unwrap().containerd;
+        assert_eq!(found.daemon().map(|daemon| daemon.process.0), expected);
+        let is_of_another = matches!(&found, Containerd::NotOfKubelet { .. });
+        assert_eq!(is_of_another, expected.is_none(), "{found:?}");
+    }
+
+    #[test]
+    fn beside_a_containerd_that_another_user_can_change_the_other_is_not_behind_a_proxy() {
+        let other = Given {
+            cgroup: "0::/system.slice/cluster.service\n",
+            program: "/opt/containerd",
+            ..CONTAINERD
+        };
+        let tree = tree(&[(812, CONTAINERD), (813, other), (900, kubelet(WITH_SOCKET))]);
+        tree.mode("/opt/containerd", 0o757);
+        let found = find(&tree.host(), Target::Live).unwrap().containerd;
+        assert!(
+            matches!(&found, Containerd::NotOfKubelet { refused, .. } if refused.len() == 1),
+            "{found:?}"
+        );
     }
 
     #[test]

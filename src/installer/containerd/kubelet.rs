@@ -1,6 +1,8 @@
 //! Finds the CRI socket of a host's kubelet, from its command line and configuration files, and the runtime that answers there. Reads no file
 //! of containerd.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -105,8 +107,7 @@ impl KubeletRuntime {
     pub(crate) async fn find(host: &HostRoot, kubelet: Option<&Kubelet>, socket: &str) -> Self {
         let endpoint = kubelet.and_then(|kubelet| kubelet.endpoint.as_deref());
         let endpoint = endpoint.unwrap_or(socket);
-        let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
-        if is_same_socket(endpoint, socket) || real(endpoint) == real(socket) {
+        if is_same_file(host, endpoint, socket) {
             return Self::Containerd;
         }
         Self::of_answer(endpoint, cri::runtime_name(host, endpoint).await)
@@ -142,6 +143,18 @@ pub fn is_same_socket(one: &str, other: &str) -> bool {
     let run =
         |path: &str| plain(path).map_or_else(|| path.to_owned(), |rest| format!("/run/{rest}"));
     run(one) == run(other)
+}
+
+/// Whether two paths name the same socket on this host, also through symlinks, which may lead to a socket that is not there yet.
+pub(super) fn is_same_file(host: &HostRoot, one: &str, other: &str) -> bool {
+    let file = |path: &str| {
+        let (_open, own) = host.handle(path).ok()?;
+        let metadata = std::fs::metadata(own).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let real = |path: &str| host.follow(path).unwrap_or_else(|_| path.to_owned());
+    is_same_socket(&real(one), &real(other))
+        || file(one).is_some_and(|one| Some(one) == file(other))
 }
 
 /// The value of a kubelet flag, by the rules of pflag: `--name value` or `--name=value`, the last one wins, and `--` ends the flags. The kubelet

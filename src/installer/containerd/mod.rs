@@ -11,6 +11,7 @@ pub mod process;
 pub mod rehearsal;
 pub mod restart;
 pub mod service;
+pub(crate) mod sockets;
 pub mod systemd;
 pub mod systemd_unit;
 pub mod tasks;

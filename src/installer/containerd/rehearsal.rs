@@ -21,7 +21,6 @@ use self::built_root::BuiltRoot;
 use self::cause::cause_in_log;
 pub use self::child::{CHILD_ARGUMENT, child_main};
 use self::child::{NAMESPACES, Observation, Observed, START_LIMIT};
-pub(crate) use self::listening::unix_sockets_of;
 use super::command_line::paths;
 use super::cri::Served;
 use super::daemon::Daemon;

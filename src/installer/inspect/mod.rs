@@ -26,8 +26,9 @@ use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, 
 use crate::installer::containerd::daemon::{self, Containerd};
 use crate::installer::containerd::kubelet::{Kubelet, KubeletRuntime, is_same_socket};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
-use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse, unix_sockets_of};
+use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
 use crate::installer::containerd::service::{self, RestartEffect, Service, ServiceStatus};
+use crate::installer::containerd::sockets::unix_sockets_of;
 use crate::installer::containerd::systemd_unit;
 use crate::installer::containerd::tasks::ending_pods;
 use crate::installer::distro::DistroSpec;

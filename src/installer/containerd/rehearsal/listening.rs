@@ -2,23 +2,17 @@
 //! there, and `/run` is empty.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::network;
+use crate::installer::containerd::sockets::{sockets_of, table, unix};
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::parent_directory;
 
-/// Bytes of a table of sockets, at most: a line has 150, and a node has some thousand connections.
-const MAX_TABLE: u64 = 32 << 20;
-
 /// The state of a socket that listens, `TCP_LISTEN` in `net/tcp_states.h`.
 const LISTENS: &str = "0A";
-
-/// The flags of a socket of `/proc/net/unix` that listens, `__SO_ACCEPTCON` in `linux/net.h`.
-const ACCEPTS: &str = "00010000";
 
 /// Where the programs of a network namespace listen.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -77,38 +71,6 @@ fn is_assumed(wanted: &SocketAddr, dump: &str) -> bool {
     wanted.ip() == assumed && !dump.contains(&assumed.to_string())
 }
 
-/// The begin of a table in `/proc/PID/net`, where sockets that listen stand; empty if it can't be read.
-fn table(host: &HostRoot, pid: u32, name: &str) -> String {
-    let mut bytes = Vec::new();
-    if let Ok(Some(file)) = host.open_file(&format!("/proc/{pid}/net/{name}")) {
-        // What was read before an error counts.
-        let _ = file.take(MAX_TABLE).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The paths of the sockets at which the process `pid` listens.
-pub(crate) fn unix_sockets_of(host: &HostRoot, pid: u32) -> Vec<String> {
-    let own = sockets_of(host, pid);
-    let sockets = unix(host, pid).into_iter();
-    let own = sockets.filter(|(_, inode)| own.contains(inode));
-    own.map(|(path, _)| path).collect()
-}
-
-/// The paths of the sockets that are listened on, each with its inode.
-fn unix(host: &HostRoot, pid: u32) -> Vec<(String, String)> {
-    let unix = table(host, pid, "unix");
-    let sockets = unix.lines().filter_map(|line| {
-        // The other fields are numbers. A path may contain spaces.
-        let (fields, path) = line.split_at(line.find(" /")?);
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        let (flags, inode) = (fields.get(3)?, fields.get(6)?);
-        let path = path.trim_start().to_owned();
-        (*flags == ACCEPTS).then(|| (path, (*inode).to_owned()))
-    });
-    sockets.collect()
-}
-
 /// The addresses that are listened on, each with the inode of its socket.
 fn tcp(host: &HostRoot, pid: u32) -> Vec<(SocketAddr, String)> {
     let listens = |line: &str| {
@@ -142,19 +104,6 @@ fn socket_address(text: &str) -> Option<SocketAddr> {
         _ => return None,
     };
     Some(SocketAddr::new(ip.to_canonical(), port))
-}
-
-/// The inodes of the sockets that the process has open.
-fn sockets_of(host: &HostRoot, pid: u32) -> BTreeSet<String> {
-    let directory = format!("/proc/{pid}/fd");
-    let names = host.list(&directory).unwrap_or_default().into_iter();
-    let targets = names.filter_map(|name| {
-        let target = host.symlink_target(&format!("{directory}/{name}"));
-        let target = target.ok()??;
-        let inode = target.strip_prefix("socket:[")?.strip_suffix(']')?;
-        Some(inode.to_owned())
-    });
-    targets.collect()
 }
 
 /// The IPv4 and IPv6 addresses of the interfaces in the network namespace of the process (`proc_pid_net(5)`). In `fib_trie`, an address stands
@@ -233,6 +182,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::installer::containerd::sockets::unix_sockets_of;
 
     const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
 
