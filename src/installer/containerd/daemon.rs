@@ -81,7 +81,7 @@ pub enum Containerd {
         /// Processes named containerd that do not count, by PID.
         refused: Vec<Refusal>,
     },
-    /// Several containerd of this live host count, and the kubelet that says which of them is the cluster's does not.
+    /// Several containerd of this live host count, and the kubelet that says which of them is the cluster's does not, or its socket is unknown.
     UnknownKubelet {
         /// Processes named kubelet that root started and that do not count, by PID.
         refused: Vec<Refusal>,
@@ -170,12 +170,14 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     }
     let process = choose_kubelet(kubelets);
     let mut daemons = without_forks(&daemons);
-    let is_unclear = process.is_none() && !refused_kubelets.is_empty() && daemons.len() > 1;
     let is_process = process.is_some();
+    let is_refused = !is_process && !refused_kubelets.is_empty();
     let kubelet = process.or_else(|| Kubelet::embedded(host));
+    let is_unknown = |kubelet: &Kubelet| kubelet.endpoint.is_err();
+    let is_unclear = daemons.len() > 1 && (is_refused || kubelet.as_ref().is_some_and(is_unknown));
     let endpoint = kubelet
         .as_ref()
-        .and_then(|kubelet| kubelet.endpoint.clone());
+        .and_then(|kubelet| kubelet.endpoint().map(str::to_owned));
     daemons.sort_by_key(|daemon| {
         let unit = daemon.unit.as_deref();
         (
@@ -230,7 +232,7 @@ fn choose_kubelet(kubelets: Vec<Kubelet>) -> Option<Kubelet> {
     let mut kubelets = kubelets;
     let with_endpoint = kubelets
         .iter()
-        .position(|kubelet| kubelet.endpoint.is_some());
+        .position(|kubelet| kubelet.endpoint().is_some());
     (!kubelets.is_empty()).then(|| kubelets.swap_remove(with_endpoint.unwrap_or_default()))
 }
 
@@ -308,7 +310,7 @@ mod tests {
         let found = find(&tree(processes).host(), Target::Live).unwrap().kubelet;
         let expected = expected.map(|(arguments, endpoint)| Kubelet {
             arguments: arguments.to_owned(),
-            endpoint: endpoint.map(str::to_owned),
+            endpoint: Ok(endpoint.map(str::to_owned)),
         });
         assert_eq!(found, expected);
     }
@@ -445,6 +447,16 @@ mod tests {
         assert_eq!(found.daemon().map(|daemon| daemon.process.0), expected);
         let is_of_another = matches!(&found, Containerd::NotOfKubelet { .. });
         assert_eq!(is_of_another, expected.is_none(), "{found:?}");
+    }
+
+    #[test]
+    fn of_two_containerd_none_counts_if_the_socket_of_the_kubelet_is_unknown() {
+        let arguments = "/usr/bin/kubelet\0--container-runtime-endpoint=tcp://127.0.0.1:1\0";
+        let tree = tree(&[(812, CONTAINERD), (900, kubelet(arguments))]);
+        let found = || find(&tree.host(), Target::Live).unwrap().containerd;
+        assert!(matches!(found(), Containerd::Live(_)));
+        tree.process(813, &CONTAINERD);
+        assert!(matches!(found(), Containerd::UnknownKubelet { .. }));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Finds the CRI socket of a host's kubelet, from its command line and configuration files, and the runtime that answers there. Reads no file
 //! of containerd.
 
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt as _;
 
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -10,7 +12,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::cri;
 use super::process::Process;
-use crate::handoff::{Problem, printable};
+use crate::handoff::{Problem, printable, printable_up_to};
 use crate::installer::distro::TABLE;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot};
@@ -20,19 +22,27 @@ const SMALL: u64 = 1 << 18;
 /// YAML events of a file at most. A configuration has some hundred values. Aliases multiply values: without a limit, a file of one kilobyte
 /// expands to gigabytes.
 const MAX_EVENTS: usize = 100_000;
+/// Length in bytes of an endpoint in a message, at most.
+const MAX_SHOWN: usize = 200;
 /// Nesting of a file at most. A `KubeletConfiguration` has up to five levels.
 const MAX_NESTING: usize = 64;
 
 /// A kubelet that is a process of its own. k3s, RKE2 and `MicroK8s` embed the kubelet in another process.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubelet {
     /// Command line, with a NUL after each argument.
     pub arguments: String,
-    /// Path of the CRI socket, if the flags or files set it.
-    pub endpoint: Option<String>,
+    /// Path of the CRI socket, if the flags or files set it, or why the path is unknown.
+    pub endpoint: Result<Option<String>, Problem>,
 }
 
 impl Kubelet {
+    /// The path of its CRI socket, if it is set and known.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_ref().ok()?.as_deref()
+    }
+
     /// Reads the CRI socket of the kubelet process.
     pub(crate) fn of(host: &HostRoot, process: &Process) -> Self {
         // An argument that is no text can't be a path that Farrier reads or compares.
@@ -76,7 +86,7 @@ impl Kubelet {
             .collect();
         let list: Vec<&str> = words.iter().map(String::as_str).collect();
         Some(Self {
-            endpoint: flag(&list, "container-runtime-endpoint").and_then(socket),
+            endpoint: socket(flag(&list, "container-runtime-endpoint").unwrap_or_default()),
             arguments: list.iter().flat_map(|word| [*word, "\0"]).collect(),
         })
     }
@@ -105,8 +115,11 @@ pub enum KubeletRuntime {
 impl KubeletRuntime {
     /// The runtime at the CRI socket of the `kubelet`; `socket` is that of containerd.
     pub(crate) async fn find(host: &HostRoot, kubelet: Option<&Kubelet>, socket: &str) -> Self {
-        let endpoint = kubelet.and_then(|kubelet| kubelet.endpoint.as_deref());
-        let endpoint = endpoint.unwrap_or(socket);
+        let endpoint = match kubelet.map(|kubelet| &kubelet.endpoint) {
+            Some(Err(problem)) => return Self::Unknown(problem.clone()),
+            Some(Ok(Some(endpoint))) => endpoint,
+            Some(Ok(None)) | None => socket,
+        };
         if is_same_file(host, endpoint, socket) {
             return Self::Containerd;
         }
@@ -177,42 +190,97 @@ fn flag<'a>(arguments: &[&'a str], name: &str) -> Option<&'a str> {
     last
 }
 
-/// The path of a Unix socket. The kubelet accepts an endpoint with and without the scheme `unix://`.
-fn socket(value: &str) -> Option<String> {
-    let path = value.strip_prefix("unix://").unwrap_or(value);
-    path.starts_with('/').then(|| path.to_owned())
+fn unknown(cause: impl Display) -> Problem {
+    Problem::with_help(
+        format!("failed to determine the container runtime of the kubelet: {cause}"),
+        "write the kubelet's --container-runtime-endpoint as unix:///PATH, and check the files of its --config and --config-dir",
+    )
+}
+
+/// The path of the Unix socket in an endpoint of the kubelet, which reads it as a URL, and puts `unix://` before a value without a scheme
+/// (`parseEndpointWithFallbackProtocol` of cri-client, `net/url` of Go); `None` for an empty endpoint.
+fn socket(value: &str) -> Result<Option<String>, Problem> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let path = socket_path(value).filter(|path| path.starts_with('/'));
+    let shown = || printable_up_to(value, MAX_SHOWN);
+    let unknown = || {
+        unknown(format_args!(
+            "its endpoint {} is no path of a Unix socket",
+            shown()
+        ))
+    };
+    path.map(Some).ok_or_else(unknown)
+}
+
+fn socket_path(value: &str) -> Option<String> {
+    let url = value.split(['?', '#']).next()?;
+    let is_scheme = |text: &str| {
+        let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        text.starts_with(|first: char| first.is_ascii_alphabetic())
+            && text.bytes().all(is_of_scheme)
+    };
+    let path = match url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) {
+        Some((scheme, path)) if scheme.eq_ignore_ascii_case("unix") => path.strip_prefix("//"),
+        Some(_) => return None,
+        None => Some(url),
+    };
+    // The path begins behind the host, which does not count.
+    let path = match path {
+        Some(behind) => &behind[behind.find('/')?..],
+        None => url.split_once(':')?.1,
+    };
+    let is_escape = |rest: &str| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    if !path.split('%').skip(1).all(is_escape) {
+        return None;
+    }
+    let path = percent_decode_str(path).decode_utf8().ok()?;
+    Some(path.into_owned())
 }
 
 /// The endpoint in the file of `--config`, merged with the files of `--config-dir` (Kubernetes 1.28 and later).
 ///
-/// `None` if a file can't be read or parsed, because this file may set the endpoint.
-fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Option<String> {
+/// # Errors
+/// When a file can't be read or parsed, because this file may set the endpoint, or when the endpoint is no path.
+fn of_files(host: &HostRoot, pid: u32, arguments: &[&str]) -> Result<Option<String>, Problem> {
     let given = |name: &str| flag(arguments, name).filter(|path| !path.is_empty());
     let mut files = Vec::new();
     if let Some(path) = given("config") {
         files.push(absolute(host, pid, path)?);
     }
     if let Some(path) = given("config-dir") {
+        let path = absolute(host, pid, path)?;
         let mut room = MAX_DROP_INS;
-        drop_ins(host, &absolute(host, pid, path)?, 0, &mut room, &mut files)?;
+        let listed = drop_ins(host, &path, 0, &mut room, &mut files);
+        listed.ok_or_else(|| unknown(format_args!("failed to list its drop-ins in {path}")))?;
     }
     let mut endpoint = Value::Null;
     for path in files {
-        let text = host.read_text(&path, SMALL).ok()??;
-        if let Some(value) = endpoint_of(&text).ok()? {
+        let text = host.read_text(&path, SMALL).map_err(unknown)?;
+        let text = text.ok_or_else(|| unknown(format_args!("{path} is missing")))?;
+        // The error may contain text of the file.
+        let invalid = |_| unknown(format_args!("{path} is no KubeletConfiguration"));
+        if let Some(value) = endpoint_of(&text).map_err(invalid)? {
             endpoint = value;
         }
     }
-    socket(endpoint.as_str()?)
+    match endpoint {
+        Value::Null => Ok(None),
+        Value::String(endpoint) => socket(&endpoint),
+        _ => Err(unknown("its containerRuntimeEndpoint is no text")),
+    }
 }
 
 /// A path of the command line of process `pid`: a relative path starts at the working directory of the process.
-fn absolute(host: &HostRoot, pid: u32, path: &str) -> Option<String> {
+fn absolute(host: &HostRoot, pid: u32, path: &str) -> Result<String, Problem> {
     if path.starts_with('/') {
-        return Some(path.to_owned());
+        return Ok(path.to_owned());
     }
-    let directory = host.symlink_target(&format!("/proc/{pid}/cwd")).ok()??;
-    Some(format!("{}/{path}", directory.trim_end_matches('/')))
+    let directory = host.symlink_target(&format!("/proc/{pid}/cwd"));
+    let directory = directory.map_err(unknown)?;
+    let directory = directory.ok_or_else(|| unknown("its working directory is unknown"))?;
+    Ok(format!("{}/{path}", directory.trim_end_matches('/')))
 }
 
 /// Entries in all drop-in directories together, at most. A directory of drop-ins has a handful of files and no subdirectory.
@@ -313,7 +381,7 @@ mod tests {
     use super::*;
 
     /// The endpoint of a kubelet with PID 1 and this command line on the host at `root`.
-    fn endpoint(root: &std::path::Path, arguments: &str) -> Option<String> {
+    fn endpoint(root: &std::path::Path, arguments: &str) -> Result<Option<String>, String> {
         let process = Process {
             id: (1, 1),
             parent: 0,
@@ -322,7 +390,8 @@ mod tests {
             directory: None,
             unit: None,
         };
-        Kubelet::of(&HostRoot::open(root).unwrap(), &process).endpoint
+        let kubelet = Kubelet::of(&HostRoot::open(root).unwrap(), &process);
+        kubelet.endpoint.map_err(|problem| problem.message)
     }
 
     #[rstest]
@@ -387,7 +456,8 @@ mod tests {
         #[case] expected: &str,
     ) {
         let value = endpoint_of(text).unwrap().unwrap();
-        assert_eq!(socket(value.as_str().unwrap()).as_deref(), Some(expected));
+        let path = socket(value.as_str().unwrap()).unwrap();
+        assert_eq!(path.as_deref(), Some(expected));
     }
 
     #[rstest]
@@ -415,7 +485,7 @@ mod tests {
         std::fs::create_dir_all(&args).unwrap();
         std::fs::write(args.join("kubelet"), text).unwrap();
         let kubelet = Kubelet::embedded(&host).unwrap();
-        assert_eq!(kubelet.endpoint.as_deref(), expected);
+        assert_eq!(kubelet.endpoint(), expected);
     }
 
     #[rstest]
@@ -429,16 +499,34 @@ mod tests {
         assert_eq!(endpoint_of(text).unwrap(), None);
     }
 
+    // What `parseEndpointWithFallbackProtocol` of Kubernetes 1.34 answers.
     #[rstest]
-    #[case::an_empty_string("containerRuntimeEndpoint: ''\n")]
-    #[case::null("containerRuntimeEndpoint: null\n")]
-    #[case::a_number("containerRuntimeEndpoint: 1\n")]
-    #[case::a_list("containerRuntimeEndpoint: [/run/a.sock]\n")]
-    #[case::a_mapping("{\"containerRuntimeEndpoint\": {\"a\": \"/run/a.sock\"}}")]
-    #[case::a_pipe("containerRuntimeEndpoint: npipe:////./pipe/a\n")]
-    fn a_value_that_is_no_path_is_no_endpoint(#[case] text: &str) {
-        let value = endpoint_of(text).unwrap().unwrap();
-        assert_eq!(value.as_str().and_then(socket), None);
+    #[case::as_documented("unix:///run/a.sock", Some("/run/a.sock"))]
+    #[case::without_slashes("unix:/run/a.sock", Some("/run/a.sock"))]
+    #[case::in_capitals("UNIX:///run/a.sock", Some("/run/a.sock"))]
+    #[case::of_a_host("unix://localhost/run/a.sock", Some("/run/a.sock"))]
+    #[case::in_percent_encoding("unix:///run/%61%2Esock", Some("/run/a.sock"))]
+    #[case::before_a_query("unix:///run/a.sock?x#y", Some("/run/a.sock"))]
+    #[case::without_a_scheme("/run/a.sock", Some("/run/a.sock"))]
+    #[case::without_a_scheme_in_percent_encoding("/run/%61.sock", Some("/run/a.sock"))]
+    #[case::with_a_colon("/run/a:b.sock", Some("/run/a:b.sock"))]
+    #[case::empty("", None)]
+    fn an_endpoint_is_read_as_the_kubelet_reads_it(
+        #[case] value: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        assert_eq!(socket(value).unwrap().as_deref(), expected);
+    }
+
+    #[rstest]
+    #[case::a_pipe("npipe:////./pipe/a")]
+    #[case::another_protocol("tcp://127.0.0.1:1")]
+    #[case::a_relative_path("unix:run/a.sock")]
+    #[case::a_host_alone("unix://run")]
+    #[case::a_broken_escape("unix:///run/%6.sock")]
+    fn an_endpoint_that_is_no_path_is_an_error(#[case] value: &str) {
+        let problem = socket(value).unwrap_err();
+        assert!(problem.message.contains(value), "{problem}");
     }
 
     /// Each of ten anchors holds the one before it ten times.
@@ -478,68 +566,84 @@ mod tests {
     }
 
     #[rstest]
-    #[case::the_file(&["--config=/etc/k.json"], &[("etc/k.json", "{\"containerRuntimeEndpoint\": \"/run/a.sock\"}")], Some("/run/a.sock"))]
-    #[case::a_relative_file(&["--config=k.yaml"], &[("var/lib/k.yaml", "containerRuntimeEndpoint: /run/a.sock")], Some("/run/a.sock"))]
+    #[case::the_file(&["--config=/etc/k.json"], &[("etc/k.json", "{\"containerRuntimeEndpoint\": \"/run/a.sock\"}")], Ok(Some("/run/a.sock")))]
+    #[case::a_relative_file(&["--config=k.yaml"], &[("var/lib/k.yaml", "containerRuntimeEndpoint: /run/a.sock")], Ok(Some("/run/a.sock")))]
     #[case::a_flag_over_a_file(
         &["--container-runtime-endpoint=/run/a.sock", "--config=/k"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::a_flag_with_underscores_over_a_file(
         &["--container_runtime-endpoint", "unix:///run/a_b.sock", "--config=/k"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock")],
-        Some("/run/a_b.sock")
+        Ok(Some("/run/a_b.sock"))
     )]
     #[case::a_directory_of_drop_ins_with_an_underscore(
         &["--config_dir=/k_d"],
         &[("k_d/1.conf", "containerRuntimeEndpoint: /run/a.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::an_empty_flag_over_a_file(
         &["--container-runtime-endpoint=", "--config=/k"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock")],
-        None
+        Ok(None)
     )]
     #[case::a_drop_in_over_the_file(
         &["--config=/k", "--config-dir=/k.d"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/a.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::the_last_drop_in(
         &["--config-dir=/k.d/"],
         &[("k.d/20.conf", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/b.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::a_drop_in_in_a_directory_within(
         &["--config-dir=/k.d"],
         &[("k.d/20/1.conf", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: /run/b.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::a_drop_in_of_another_suffix(
         &["--config=/k", "--config-dir=/k.d"],
         &[("k", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.yaml", "containerRuntimeEndpoint: /run/b.sock")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::a_drop_in_that_says_nothing_of_it(
         &["--config=/k", "--config-dir=/k.d"],
         &[("k", "containerRuntimeEndpoint: /run/a.sock"), ("k.d/10.conf", "maxPods: 5")],
-        Some("/run/a.sock")
+        Ok(Some("/run/a.sock"))
     )]
     #[case::a_drop_in_that_takes_it_away(
         &["--config=/k", "--config-dir=/k.d"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "containerRuntimeEndpoint: null")],
-        None
+        Ok(None)
     )]
     #[case::a_drop_in_that_is_broken(
         &["--config=/k", "--config-dir=/k.d"],
         &[("k", "containerRuntimeEndpoint: /run/b.sock"), ("k.d/10.conf", "[")],
-        None
+        Err("/k.d/10.conf is no KubeletConfiguration")
     )]
-    #[case::a_file_that_is_gone(&["--config=/k"], &[], None)]
+    #[case::a_number(
+        &["--config=/k"],
+        &[("k", "containerRuntimeEndpoint: 1")],
+        Err("its containerRuntimeEndpoint is no text")
+    )]
+    #[case::a_list(
+        &["--config=/k"],
+        &[("k", "containerRuntimeEndpoint: [/run/a.sock]")],
+        Err("its containerRuntimeEndpoint is no text")
+    )]
+    #[case::another_protocol(
+        &["--config=/k"],
+        &[("k", "containerRuntimeEndpoint: 'tcp://127.0.0.1:1'")],
+        Err("its endpoint tcp://127.0.0.1:1 is no path of a Unix socket")
+    )]
+    #[case::an_empty_value(&["--config=/k"], &[("k", "containerRuntimeEndpoint: ''")], Ok(None))]
+    #[case::a_file_that_is_gone(&["--config=/k"], &[], Err("/k is missing"))]
     fn flags_and_files_together_determine_the_endpoint(
         #[case] arguments: &[&str],
         #[case] files: &[(&str, &str)],
-        #[case] expected: Option<&str>,
+        #[case] expected: Result<Option<&str>, &str>,
     ) {
         let cmdline = [&["/usr/bin/kubelet"], arguments].concat().join("\0") + "\0";
         let directory = tempfile::tempdir().unwrap();
@@ -551,7 +655,11 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        assert_eq!(endpoint(root, &cmdline).as_deref(), expected);
+        let found = endpoint(root, &cmdline);
+        match expected {
+            Ok(expected) => assert_eq!(found, Ok(expected.map(str::to_owned))),
+            Err(cause) => assert!(found.unwrap_err().contains(cause)),
+        }
     }
 
     #[test]
@@ -563,7 +671,7 @@ mod tests {
             format!("{text}{}", "x".repeat(1 << 18)),
         )
         .unwrap();
-        assert_eq!(endpoint(directory.path(), "kubelet\0--config=/k\0"), None);
+        assert!(endpoint(directory.path(), "kubelet\0--config=/k\0").is_err());
     }
 
     #[rstest]
@@ -586,7 +694,7 @@ mod tests {
         )
         .unwrap();
         let found = endpoint(root, "kubelet\0--config-dir=/k.d\0");
-        assert_eq!(found.is_some(), is_known);
+        assert_eq!(found.is_ok(), is_known);
     }
 
     #[test]
@@ -597,7 +705,7 @@ mod tests {
         let drop_in = "containerRuntimeEndpoint: /run/a.sock\n";
         std::fs::write(directory.path().join("k.d/b.conf"), drop_in).unwrap();
         let found = endpoint(directory.path(), "kubelet\0--config-dir=/k.d\0");
-        assert_eq!(found.as_deref(), Some("/run/a.sock"));
+        assert_eq!(found, Ok(Some("/run/a.sock".to_owned())));
     }
 
     #[tokio::test]
@@ -610,7 +718,7 @@ mod tests {
         let find = async |endpoint: Option<&str>| {
             let kubelet = Kubelet {
                 arguments: String::new(),
-                endpoint: endpoint.map(str::to_owned),
+                endpoint: Ok(endpoint.map(str::to_owned)),
             };
             KubeletRuntime::find(&host, Some(&kubelet), "/run/containerd.sock").await
         };

@@ -7,6 +7,7 @@ use super::error::Error;
 use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
 use crate::installer::containerd::daemon::{Daemon, Running};
+use crate::installer::containerd::kubelet::Kubelet;
 use crate::installer::containerd::process::without_deleted_mark;
 use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
@@ -53,7 +54,7 @@ pub(crate) fn detect_distro(
         unit: daemon.and_then(|daemon| daemon.unit.as_deref()),
         config,
         init: &init,
-        endpoint: kubelet.and_then(|kubelet| kubelet.endpoint.as_deref()),
+        endpoint: kubelet.and_then(Kubelet::endpoint),
         kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
         installed: installed || PROGRAMS.into_iter().any(|path| host.seems_to_exist(path)),
         os_release: &os_release,

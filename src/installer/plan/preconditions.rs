@@ -22,6 +22,10 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     if let Some(unsupported) = facts.distro.unsupported {
         return Err(Error::Distribution(unsupported));
     }
+    let is_there = matches!(
+        facts.containerd,
+        Containerd::Live(_) | Containerd::UnknownKubelet { .. }
+    );
     match &facts.kubelet_runtime {
         KubeletRuntime::Other { name, socket } => {
             return Err(Error::OtherRuntime {
@@ -30,7 +34,7 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
             });
         }
         // A containerd that does not run is what has to be mended first.
-        KubeletRuntime::Unknown(problem) if facts.containerd.daemon().is_some() => {
+        KubeletRuntime::Unknown(problem) if is_there => {
             return Err(Error::Obstacle(problem.clone()));
         }
         KubeletRuntime::Containerd | KubeletRuntime::Unknown(_) => {}

@@ -231,7 +231,7 @@ pub enum Error {
         /// Processes called containerd that do not count.
         refused: Vec<Refusal>,
     },
-    /// Several containerd run, and the kubelet of one of them does not count.
+    /// Several containerd run, and the kubelet of one of them does not count, or its socket is unknown.
     #[error(
         "failed to determine which containerd of this host the kubelet uses{}",
         not_counted(refused)
@@ -331,11 +331,10 @@ impl Error {
                 Some(refusal) => return refusal.reason.help(),
                 None => Cow::Borrowed("start the containerd that the kubelet uses"),
             },
-            Self::UnknownKubelet { refused } => {
-                return by_evidence(refused)
-                    .first()
-                    .and_then(|refusal| refusal.reason.help());
-            }
+            Self::UnknownKubelet { refused } => match by_evidence(refused).first() {
+                Some(refusal) => return refusal.reason.help(),
+                None => Cow::Borrowed("check the kubelet's --container-runtime-endpoint"),
+            },
             Self::NotServing(problem) => {
                 problem.help_or("repair containerd, then run farrier again")
             }
