@@ -269,14 +269,24 @@ fn unpack_archive(
                 }
                 unusable.get_or_insert(unsafe_path);
             } else if is_file(kind) && replaces(taken.as_ref(), &path, &name, wanted)? {
-                if taken.is_some() {
-                    out.restart().map_err(|source| Error::Write { source })?;
-                }
-                taken = Some(Taken {
-                    digest: copy_program(content, wanted.cpu, out)?,
-                    name: name.into_owned(),
-                    path,
-                });
+                out.restart().map_err(|source| Error::Write { source })?;
+                taken = match copy_program(content, wanted.cpu, out) {
+                    Ok(digest) => Some(Taken {
+                        digest,
+                        name: name.into_owned(),
+                        path,
+                    }),
+                    // Another file may be the binary. Only this error says that the whole archive is for other nodes.
+                    Err(error @ Error::WrongCpu { .. }) => {
+                        unusable = Some(error);
+                        None
+                    }
+                    Err(error @ Error::NoProgram) => {
+                        unusable.get_or_insert(error);
+                        None
+                    }
+                    Err(error) => return Err(error),
+                };
             }
         }
         io::copy(&mut padded, &mut io::sink()).map_err(unreadable)?;
@@ -802,6 +812,63 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_end(&mut written).unwrap();
         assert_eq!(written, out);
+    }
+
+    #[rstest]
+    #[case::for_another_cpu(&[("arm64/containerd-shim-a", Some(8)), ("amd64/containerd-shim-a", None)], true)]
+    #[case::of_another_name(&[("containerd-shim-a", Some(8)), ("containerd-shim-a-v1", None)], true)]
+    #[case::behind_the_binary(&[("amd64/containerd-shim-a", None), ("arm64/containerd-shim-a", Some(8))], true)]
+    #[case::that_replaces_the_binary(
+        &[("a/containerd-shim-a", None), ("a/containerd-shim-a", Some(8)), ("b/containerd-shim-a", None)],
+        true
+    )]
+    #[case::alone(&[("share/completions/containerd-shim-a", None), ("arm64/containerd-shim-a", Some(8))], false)]
+    fn a_file_that_can_not_run_on_the_host_is_not_the_binary_if_another_file_is(
+        #[case] members: &[(&str, Option<u8>)],
+        #[case] is_found: bool,
+    ) {
+        let programs: Vec<Vec<u8>> = members
+            .iter()
+            .map(|(path, machine)| {
+                let mut program = program();
+                if path.starts_with("share/") {
+                    return b"#compdef containerd-shim-a\n".to_vec();
+                }
+                program[18] = machine.unwrap_or(program[18]);
+                program
+            })
+            .collect();
+        let members: Vec<_> = members
+            .iter()
+            .zip(&programs)
+            .map(|((path, _), bytes)| (*path, EntryType::Regular, bytes.as_slice()))
+            .collect();
+        let mut out = Vec::new();
+        let result = unpack(archive(&members).as_slice(), wanted("a"), &mut out);
+        match result {
+            Ok(digest) => {
+                assert!(is_found && out == program());
+                assert_eq!(digest, Sha256Digest::of(&out));
+            }
+            // Also behind a text.
+            Err(error) => assert!(!is_found && matches!(error, Error::WrongCpu { .. })),
+        }
+    }
+
+    #[test]
+    fn a_text_of_the_name_before_the_binary_is_skipped() {
+        let program = program();
+        let archive = archive(&[
+            (
+                "share/completions/containerd-shim-a",
+                EntryType::Regular,
+                b"#compdef\n",
+            ),
+            ("bin/containerd-shim-a", EntryType::Regular, &program),
+        ]);
+        let mut out = Vec::new();
+        unpack(archive.as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, program);
     }
 
     #[test]
