@@ -243,7 +243,9 @@ fn unpack_archive(
         let mut padded = (&mut tar).take(size.next_multiple_of(BLOCK));
         let mut content = (&mut padded).take(size);
         let kind = header.entry_type();
-        if describes_next(kind) {
+        if kind == EntryType::XGlobalHeader {
+            // No file has its name: with GNU tar, a path in /tmp. Its records, such as the commit of `git archive`, are not used.
+        } else if describes_next(kind) {
             description.add(&mut content, kind)?;
         } else {
             let Description { path, is_sparse } = std::mem::take(&mut description);
@@ -465,12 +467,11 @@ fn is_file(kind: EntryType) -> bool {
     matches!(kind, EntryType::Regular | EntryType::Continuous)
 }
 
-/// Why a member can't be the binary, as the rest of a sentence. Files can, and a directory or a global header, into which `git archive`
-/// writes the commit, is no candidate.
+/// Why a member can't be the binary, as the rest of a sentence. Files can, and a directory is no candidate.
 fn fault_of(kind: EntryType, is_sparse: bool) -> Option<&'static str> {
     match kind {
         EntryType::Regular | EntryType::Continuous if !is_sparse => None,
-        EntryType::Directory | EntryType::XGlobalHeader => None,
+        EntryType::Directory => None,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             Some("is a sparse file")
         }
@@ -853,6 +854,21 @@ mod tests {
             // Also behind a text.
             Err(error) => assert!(!is_found && matches!(error, Error::WrongCpu { .. })),
         }
+    }
+
+    #[rstest]
+    #[case::of_gnu_tar("/tmp/GlobalHead.1")]
+    #[case::of_git("pax_global_header")]
+    #[case::with_the_name_of_the_binary("containerd-shim-a")]
+    fn a_global_header_is_skipped(#[case] name: &str) {
+        let program = program();
+        let archive = archive(&[
+            (name, EntryType::XGlobalHeader, &pax("comment", "v1")),
+            ("containerd-shim-a", EntryType::Regular, &program),
+        ]);
+        let mut out = Vec::new();
+        unpack(archive.as_slice(), wanted("a"), &mut out).unwrap();
+        assert_eq!(out, program);
     }
 
     #[test]
