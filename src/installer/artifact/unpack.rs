@@ -109,6 +109,12 @@ impl Error {
             | Self::NoProgram
             | Self::Unreadable { .. }
             | Self::TooLarge => Cow::Borrowed(CHECK_LOCATION),
+            Self::UnsafePath {
+                fault: IS_SYMLINK | IS_HARD_LINK,
+                ..
+            } => Cow::Borrowed(
+                "name the file that the link leads to under fetchStrategy.binary, or as binary=FILE on the command line, or pack the archive with tar --dereference --hard-dereference",
+            ),
             Self::UnsafePath { .. } => {
                 Cow::Borrowed("take the archive from the shim's own release")
             }
@@ -467,6 +473,9 @@ fn is_file(kind: EntryType) -> bool {
     matches!(kind, EntryType::Regular | EntryType::Continuous)
 }
 
+const IS_HARD_LINK: &str = "is a hard link";
+const IS_SYMLINK: &str = "is a symlink";
+
 /// Why a member can't be the binary, as the rest of a sentence. Files can, and a directory is no candidate.
 fn fault_of(kind: EntryType, is_sparse: bool) -> Option<&'static str> {
     match kind {
@@ -475,8 +484,8 @@ fn fault_of(kind: EntryType, is_sparse: bool) -> Option<&'static str> {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             Some("is a sparse file")
         }
-        EntryType::Link => Some("is a hard link"),
-        EntryType::Symlink => Some("is a symlink"),
+        EntryType::Link => Some(IS_HARD_LINK),
+        EntryType::Symlink => Some(IS_SYMLINK),
         _ => Some("is neither a regular file nor a directory"),
     }
 }
@@ -768,18 +777,35 @@ mod tests {
     }
 
     #[rstest]
-    #[case("containerd-shim-a", EntryType::Symlink, "is a symlink")]
-    #[case("containerd-shim-a-v1", EntryType::Link, "is a hard link")]
-    #[case("bin/containerd-shim-a", EntryType::GNUSparse, "is a sparse file")]
-    #[case("containerd-shim-a", EntryType::Char, "is neither a regular file")]
+    #[case("containerd-shim-a", EntryType::Symlink, "is a symlink", "binary=FILE")]
+    #[case(
+        "containerd-shim-a-v1",
+        EntryType::Link,
+        "is a hard link",
+        "--hard-dereference"
+    )]
+    #[case(
+        "bin/containerd-shim-a",
+        EntryType::GNUSparse,
+        "is a sparse file",
+        "own release"
+    )]
+    #[case(
+        "containerd-shim-a",
+        EntryType::Char,
+        "is neither a regular file",
+        "own release"
+    )]
     fn a_special_member_is_no_binary(
         #[case] member: &str,
         #[case] kind: EntryType,
         #[case] expected: &str,
+        #[case] help: &str,
     ) {
         let archive = archive(&[(member, kind, b"")]);
         let error = unpack(archive.as_slice(), wanted("a"), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.help().unwrap().contains(help), "{error:?}");
     }
 
     #[rstest]
