@@ -8,18 +8,20 @@ pub(crate) const ELF: [u8; 4] = *b"\x7fELF";
 /// Length in bytes of an ELF header up to the end of `e_machine`, the field for the CPU (System V ABI, *ELF Header*).
 pub(crate) const ELF_HEADER: usize = 20;
 
-/// The CPUs with a name, as `uname -m` prints it (`e_machine` of the supplements of the System V ABI). All of these are little-endian with
-/// 64 bits.
-const NAMES: [(u16, &str); 5] = [
-    (21, "ppc64le"),
-    (62, "x86_64"),
-    (183, "aarch64"),
-    (243, "riscv64"),
-    (258, "loongarch64"),
-];
-
 /// `EI_CLASS` and `EI_DATA` of a program with 64 bits that is little-endian.
 const WIDE: [u8; 2] = [2, 1];
+
+/// The CPUs with a name, by `EI_CLASS` and `EI_DATA`, and `e_machine` (supplements of the System V ABI).
+const NAMES: [([u8; 2], u16, &str); 8] = [
+    ([1, 1], 3, "i386"),
+    ([1, 1], 40, "arm"),
+    ([2, 2], 22, "s390x"),
+    (WIDE, 21, "ppc64le"),
+    (WIDE, 62, "x86_64"),
+    (WIDE, 183, "aarch64"),
+    (WIDE, 243, "riscv64"),
+    (WIDE, 258, "loongarch64"),
+];
 
 /// The CPU of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +37,10 @@ impl Cpu {
     #[must_use]
     pub fn own() -> Self {
         let mut names = NAMES.into_iter();
-        let own = names.find(|(_, name)| *name == std::env::consts::ARCH);
-        Self {
-            form: WIDE,
-            // EM_NONE: no program is for this CPU.
-            machine: own.map_or(0, |(machine, _)| machine),
-        }
+        let own = names.find(|(_, _, name)| *name == std::env::consts::ARCH);
+        // EM_NONE: no program is for this CPU.
+        let (form, machine, _) = own.unwrap_or((WIDE, 0, ""));
+        Self { form, machine }
     }
 
     /// The CPU of the program that begins with `head`; `None` if it is no ELF file.
@@ -61,9 +61,9 @@ impl Cpu {
 impl fmt::Display for Cpu {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { form, machine } = self;
-        let mut names = NAMES.iter().filter(|_| *form == WIDE);
-        match names.find(|(known, _)| known == machine) {
-            Some((_, name)) => formatter.write_str(name),
+        let mut names = NAMES.iter();
+        match names.find(|(known, number, _)| known == form && number == machine) {
+            Some((_, _, name)) => formatter.write_str(name),
             None => write!(
                 formatter,
                 "ELF machine {machine} (class {}, data {})",
@@ -89,7 +89,10 @@ mod tests {
     #[case::amd64(head([2, 1], [62, 0]), Some("x86_64"))]
     #[case::arm64(head([2, 1], [183, 0]), Some("aarch64"))]
     #[case::x32(head([1, 1], [62, 0]), Some("ELF machine 62 (class 1, data 1)"))]
-    #[case::s390x(head([2, 2], [0, 22]), Some("ELF machine 22 (class 2, data 2)"))]
+    #[case::s390x(head([2, 2], [0, 22]), Some("s390x"))]
+    #[case::armv7(head([1, 1], [40, 0]), Some("arm"))]
+    #[case::i386(head([1, 1], [3, 0]), Some("i386"))]
+    #[case::ppc64_big_endian(head([2, 2], [0, 21]), Some("ELF machine 21 (class 2, data 2)"))]
     #[case::cut(head([2, 1], [62, 0])[..19].to_vec(), None)]
     #[case::script(b"#!/bin/sh\nexec /usr/bin/containerd\n".to_vec(), None)]
     fn the_cpu_of_a_program_is_in_its_header(
