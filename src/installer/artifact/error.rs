@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 
 use super::unpack;
 use crate::handoff::{Problem, Sha256Digest, ShimRequest};
+use crate::installer::host::hint_for_writing;
 
 /// Size limit in bytes for an artifact: more than ten times the largest known release archive (wasmedge, 45 MB).
 pub(crate) const MAX_ARTIFACT: u64 = 512 << 20;
@@ -145,9 +146,13 @@ impl Error {
                 "find out which binary is the right one, and specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)",
             ),
             Self::Unpack(error) => return error.help(),
-            Self::Directory { .. } => {
-                Cow::Borrowed("check that the path exists and that farrier may access it")
-            }
+            Self::Directory { path, source } => match hint_for_writing(source) {
+                Some(hint) => {
+                    let directory = path.parent().unwrap_or(path).display();
+                    Cow::Owned(format!("{hint} ({directory})"))
+                }
+                None => Cow::Borrowed("check that the path exists and that farrier may access it"),
+            },
             Self::CaFile { .. } => {
                 Cow::Borrowed("name a PEM file, which contains `BEGIN CERTIFICATE`")
             }
@@ -253,9 +258,33 @@ pub fn check_binary(what: &str, found: Sha256Digest, shim: &ShimRequest) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::full(Errno::ENOSPC, "free some space on the file system (/out)")]
+    #[case::over_quota(Errno::EDQUOT, "free some space on the file system (/out)")]
+    #[case::read_only(Errno::EROFS, "remount the file system read-write (/out)")]
+    #[case::missing(Errno::ENOENT, "check that the path exists")]
+    #[case::denied(Errno::EACCES, "check that the path exists")]
+    fn the_help_fits_the_fault_of_the_directory(#[case] errno: Errno, #[case] expected: &str) {
+        let error = directory_error(Path::new("/out/a.bin"))(errno.into());
+        let help = error.help().unwrap();
+        assert!(help.starts_with(expected), "{help}");
+    }
+
+    #[rstest]
+    #[case::full(Errno::ENOSPC, "free some space")]
+    #[case::read_only(Errno::EROFS, "remount the file system")]
+    #[case::of_the_disk(Errno::EIO, "check that the disk is healthy")]
+    fn the_help_fits_the_fault_of_the_written_binary(#[case] errno: Errno, #[case] expected: &str) {
+        let source = errno.into();
+        let error = Error::Unpack(unpack::Error::Write { source });
+        let help = error.help().unwrap();
+        assert!(help.starts_with(expected), "{help}");
+    }
 
     #[rstest]
     #[case(401, false, "credentials in the location")]

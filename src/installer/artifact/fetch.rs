@@ -202,7 +202,11 @@ async fn check_and_unpack(
             binary: shim.binary.as_deref(),
             cpu,
         };
-        let digest = unpack::unpack(artifact, wanted, &mut target)?;
+        let digest = unpack::unpack(artifact, wanted, &mut target);
+        let digest = digest.map_err(|error| match error {
+            unpack::Error::Write { source } => directory_error(&path)(source),
+            error => error.into(),
+        })?;
         check_binary("the binary", digest, &shim)?;
         Ok(digest)
     })

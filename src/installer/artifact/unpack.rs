@@ -15,6 +15,7 @@ use tar::{Archive, EntryType, GnuExtSparseHeader, Header, PaxExtensions};
 
 use crate::handoff::{Sha256Digest, printable_up_to};
 use crate::installer::host::cpu::{Cpu, ELF, ELF_HEADER};
+use crate::installer::host::hint_for_writing;
 
 /// Size limit in bytes for an unpacked archive: four times the largest known shim (wasmedge with its plugins, 130 MB).
 const MAX_UNPACKED: u64 = 512 << 20;
@@ -125,7 +126,9 @@ impl Error {
                 "name one of these files under fetchStrategy.binary, or as binary=FILE on the command line",
             ),
             Self::WrongCpu { .. } => Cow::Borrowed("name the artifact for the node's architecture"),
-            Self::Write { .. } => Cow::Borrowed("check that the file system has free space"),
+            Self::Write { source } => {
+                Cow::Borrowed(hint_for_writing(source).unwrap_or("check that the disk is healthy"))
+            }
         })
     }
 }

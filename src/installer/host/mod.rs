@@ -17,7 +17,7 @@ mod write;
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata};
-use std::io::{self, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -150,15 +150,24 @@ impl Error {
 /// The step by which an administrator corrects `error`; `None` for an error without a typical cause.
 fn hint(error: &io::Error) -> Option<&'static str> {
     let help = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EROFS) => "remount the file system read-write",
         Some(Errno::EPERM) => {
             "check with lsattr that neither the path nor its directory is immutable"
         }
-        Some(Errno::EBUSY) => "unmount that path: a mount point can't be replaced",
-        Some(Errno::ENOSPC | Errno::EDQUOT) => "free some space on the file system",
         Some(Errno::EACCES) => "run as root",
-        Some(Errno::ENOTDIR) => "check that the parent of that path is a directory",
-        Some(_) | None => return None,
+        Some(_) | None => return hint_for_writing(error),
+    };
+    Some(help)
+}
+
+/// As [`hint`], for a program that need not be root.
+pub(crate) fn hint_for_writing(error: &io::Error) -> Option<&'static str> {
+    // An error of the crate `tempfile` has the kind alone.
+    let help = match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => "remount the file system read-write",
+        ErrorKind::ResourceBusy => "unmount that path: a mount point can't be replaced",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space on the file system",
+        ErrorKind::NotADirectory => "check that the parent of that path is a directory",
+        _ => return None,
     };
     Some(help)
 }

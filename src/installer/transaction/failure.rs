@@ -9,6 +9,7 @@ use crate::containerd_config;
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::artifact::{fetch, unpack};
 use crate::installer::containerd::{config_files, restart};
+use crate::installer::host::hint_for_writing;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::{host, inspect, plan, state};
 
@@ -156,12 +157,13 @@ impl Error {
             Self::NotPresent { .. } => {
                 Cow::Borrowed("wait for the next attempt, which fetches the binary again")
             }
-            Self::Store { .. } => {
-                Cow::Borrowed("check that the host has free disk space and a healthy disk")
-            }
-            Self::Temporary { .. } => {
-                Cow::Borrowed("check that $TMPDIR (/tmp by default) is writable")
-            }
+            Self::Store { source } => Cow::Borrowed(
+                hint_for_writing(source).unwrap_or("check that the disk is healthy"),
+            ),
+            Self::Temporary { source } => match hint_for_writing(source) {
+                Some(hint) => Cow::Owned(format!("{hint} ($TMPDIR, /tmp by default)")),
+                None => Cow::Borrowed("check that $TMPDIR (/tmp by default) is writable"),
+            },
             Self::Restart(error) => return error.help(),
             Self::TooMuchToUndo { .. } => Cow::Borrowed("shorten containerd's configuration"),
             Self::Signal { .. } => Cow::Borrowed("run the same command again"),
