@@ -249,29 +249,55 @@ fn a_fetch_without_archives_runs_on_one_thread() {
     assert!(fetching.wait().unwrap().success());
 }
 
+/// Runs `farrier fetch` for the shim, with a proxy in this variable of its environment.
+fn fetch_by_proxy(shim: &ShimRequest, variable: &str, proxy: SocketAddr, out: &Path) {
+    let request = out.with_extension("request");
+    let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim.clone()], vec![]);
+    std::fs::write(&request, wanted.to_json()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"));
+    command.arg("fetch").arg("--request").arg(&request);
+    command.arg("--out").arg(out);
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    command.env(variable, format!("http://{proxy}"));
+    let fetched = command.output().unwrap();
+    assert!(fetched.status.success(), "{fetched:?}");
+}
+
 #[test]
 fn a_fetch_uses_the_proxy_of_the_environment() {
     // Only the proxy can resolve this name. A request to a proxy has the whole URL.
     let location = "http://release.invalid/a";
     let proxy = serve(Routes::from([(location, ok(&program(1)))]));
     let directory = tempfile::tempdir().unwrap();
-    let (request, out) = (
-        directory.path().join("request"),
-        directory.path().join("out"),
-    );
+    let out = directory.path().join("out");
     let mut shim = shim(location.to_owned());
     shim.binary_sha256 = Some(Sha256Digest::of(&program(1)));
-    let wanted = ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim.clone()], vec![]);
-    std::fs::write(&request, wanted.to_json()).unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"));
-    command.arg("fetch").arg("--request").arg(&request);
-    command.arg("--out").arg(&out);
-    command.env_remove("NO_PROXY").env_remove("no_proxy");
-    command.env("HTTP_PROXY", format!("http://{proxy}"));
-    let fetched = command.output().unwrap();
-    assert!(fetched.status.success(), "{fetched:?}");
+    fetch_by_proxy(&shim, "HTTP_PROXY", proxy, &out);
     let (_, digest) = read_binary(&shim, &out, Cpu::own()).unwrap();
     assert_eq!(digest, Sha256Digest::of(&program(1)));
+}
+
+#[test]
+fn a_proxy_that_requires_credentials_is_named_in_the_help() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n";
+    let routes = Routes::from([("release.invalid:443", refusal.to_vec())]);
+    let asked = std::thread::spawn(move || {
+        let first = listener.accept().unwrap().0;
+        answer(first, &routes);
+        listener.set_nonblocking(true).unwrap();
+        listener
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let shim = shim("https://release.invalid/a".to_owned());
+    fetch_by_proxy(&shim, "HTTPS_PROXY", proxy, &out);
+    let error = read_binary(&shim, &out, Cpu::own()).unwrap_err();
+    let help = error.help().unwrap();
+    assert!(help.contains("credentials of the proxy"), "{error}: {help}");
+    // The first attempt was the last.
+    assert!(asked.join().unwrap().accept().is_err());
 }
 
 #[tokio::test]
@@ -337,7 +363,7 @@ async fn a_failed_fetch_has_a_reason_and_leaves_no_binary(
 
 #[rstest]
 #[case::unauthorized("401 Unauthorized", "credentials")]
-#[case::forbidden("403 Forbidden", "credentials")]
+#[case::forbidden("403 Forbidden", "wait and retry")]
 #[case::busy("429 Too Many Requests", "wait and retry")]
 #[case::fault("500 Internal Server Error", "the fault is in the server")]
 #[case::in_maintenance("503 Service Unavailable", "wait and retry")]
@@ -354,7 +380,7 @@ async fn the_remedy_fits_the_status_and_no_wait_beyond_the_end_begins(
     let shim = shim(format!("http://{address}/a"));
     let result = fetch_one(&shim, out.path(), None).await;
     let asked = match status.split_at(3).0 {
-        "401" | "403" => "",
+        "401" => "",
         _ => " and asks for a wait of 86400 s",
     };
     assert_eq!(
@@ -417,8 +443,12 @@ async fn https_requires_a_trusted_certificate_authority_without_a_fallback() {
             .unwrap()
             .contains("redirects from https to http")
     );
+    let start = std::time::Instant::now();
     let result = fetch_one(&secure, directory.path(), None).await;
     assert!(result.reason.unwrap().contains("certificate"));
+    assert!(result.remedy.unwrap().contains("--ca-file"));
+    // No second attempt, which begins after a second.
+    assert!(start.elapsed().as_millis() < 1000);
 }
 
 #[test]

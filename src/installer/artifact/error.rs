@@ -32,8 +32,8 @@ pub enum Error {
         url: String,
         /// The innermost error.
         message: String,
-        /// Whether another attempt may succeed.
-        again: bool,
+        /// What is known of the cause.
+        cause: TransportCause,
     },
     /// The server answered with an error.
     #[error("failed to fetch {url}: the server answers {status}{}", asked_wait(*.retry_after))]
@@ -128,13 +128,15 @@ impl Error {
     pub fn help(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Self::Location { .. } => Cow::Borrowed("write an https://, http:// or file:/// URL"),
-            Self::Transport { .. } => Cow::Borrowed(
-                "check the location, and check that pods of this node can reach its server",
-            ),
+            Self::Transport { cause, .. } => Cow::Borrowed(cause.help()),
             Self::LinkLocal { .. } => Cow::Borrowed(
                 "use another location, or allow such addresses with --allow-link-local (chart: job.allowLinkLocal)",
             ),
-            Self::Status { status, .. } => Cow::Borrowed(status_help(*status)),
+            Self::Status {
+                status,
+                retry_after,
+                ..
+            } => Cow::Borrowed(status_help(*status, *retry_after)),
             Self::TooSlow { .. } => {
                 Cow::Borrowed("check the node's bandwidth to that server, or use a mirror")
             }
@@ -183,8 +185,39 @@ fn asked_wait(retry_after: Option<Duration>) -> String {
     })
 }
 
-/// Whether the same request may succeed later (RFC 9110, section 15; RFC 6585, section 4; RFC 8470, section 5.2).
-pub(crate) fn is_temporary(status: StatusCode) -> bool {
+/// The cause of an [`Error::Transport`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportCause {
+    /// Another attempt may succeed.
+    Temporary,
+    /// The error would occur again.
+    Lasting,
+    /// No known authority has issued the certificate of the server.
+    UnknownIssuer,
+    /// The proxy requires other credentials (RFC 9110, section 15.5.8).
+    ProxyCredentials,
+}
+
+impl TransportCause {
+    fn help(self) -> &'static str {
+        match self {
+            Self::Temporary | Self::Lasting => {
+                "check the location, and check that pods of this node can reach its server"
+            }
+            Self::UnknownIssuer => {
+                "name a PEM file with the certificate authority of the server or proxy with --ca-file or FARRIER_CA_FILE (chart: extraCA)"
+            }
+            Self::ProxyCredentials => PROXY_CREDENTIALS,
+        }
+    }
+}
+
+const PROXY_CREDENTIALS: &str =
+    "correct the credentials of the proxy (HTTP_PROXY or HTTPS_PROXY; chart: job.proxy)";
+
+/// Whether the same request may succeed later (RFC 9110, section 15; RFC 6585, section 4; RFC 8470, section 5.2). A server that limits requests
+/// may answer 403 with a wait, as GitHub does.
+pub(crate) fn is_temporary(status: StatusCode, retry_after: Option<Duration>) -> bool {
     let never = [
         StatusCode::NOT_IMPLEMENTED,
         StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -194,23 +227,24 @@ pub(crate) fn is_temporary(status: StatusCode) -> bool {
         StatusCode::TOO_EARLY,
         StatusCode::TOO_MANY_REQUESTS,
     ];
-    later.contains(&status) || status.is_server_error() && !never.contains(&status)
+    later.contains(&status)
+        || status == StatusCode::FORBIDDEN && retry_after.is_some()
+        || status.is_server_error() && !never.contains(&status)
 }
 
 /// How an operator corrects the cause of a status (RFC 9110, section 15).
-fn status_help(status: StatusCode) -> &'static str {
+fn status_help(status: StatusCode, retry_after: Option<Duration>) -> &'static str {
     match status {
+        StatusCode::FORBIDDEN if is_temporary(status, retry_after) => WAIT,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             "use a location that needs no credentials, or correct the credentials in the location (a signature may have expired)"
         }
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            "correct the credentials of the proxy (HTTP_PROXY or HTTPS_PROXY; chart: job.proxy)"
-        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => PROXY_CREDENTIALS,
         StatusCode::SERVICE_UNAVAILABLE => WAIT,
         _ if status.is_server_error() => {
             "retry later, or use a mirror: the fault is in the server, and not in the location"
         }
-        _ if is_temporary(status) => WAIT,
+        _ if is_temporary(status, retry_after) => WAIT,
         _ => "correct the location",
     }
 }
@@ -286,6 +320,14 @@ mod tests {
         assert!(help.starts_with(expected), "{help}");
     }
 
+    #[test]
+    fn a_refusal_with_a_wait_is_temporary() {
+        let retry_after = Some(Duration::from_secs(2));
+        assert!(is_temporary(StatusCode::FORBIDDEN, retry_after));
+        assert!(!is_temporary(StatusCode::UNAUTHORIZED, retry_after));
+        assert_eq!(status_help(StatusCode::FORBIDDEN, retry_after), WAIT);
+    }
+
     #[rstest]
     #[case(401, false, "credentials in the location")]
     #[case(403, false, "credentials in the location")]
@@ -306,7 +348,7 @@ mod tests {
         #[case] expected: &str,
     ) {
         let status = StatusCode::from_u16(status).unwrap();
-        assert_eq!(is_temporary(status), temporary);
+        assert_eq!(is_temporary(status, None), temporary);
         let error = Error::Status {
             url: "https://example.org/a".to_owned(),
             status,

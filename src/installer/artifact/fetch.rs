@@ -18,7 +18,8 @@ use tracing::warn;
 
 pub use super::error::Error;
 use super::error::{
-    FETCH_LIMIT, MAX_ARTIFACT, check_binary, check_digest, directory_error, is_temporary,
+    FETCH_LIMIT, MAX_ARTIFACT, TransportCause, check_binary, check_digest, directory_error,
+    is_temporary,
 };
 use super::handoff_dir;
 use super::link_local::{CheckedResolver, LinkLocal, check_url};
@@ -281,15 +282,15 @@ impl Downloader {
 /// The wait before the next attempt: `delay`, or the longer wait that the server asks for. `None` if no attempt is left, if the error would
 /// occur again, or if the wait would not end within `remaining`.
 fn retry_wait(error: &Error, delay: Option<Duration>, remaining: Duration) -> Option<Duration> {
-    let (again, asked) = if let Error::Transport { again, .. } = error {
-        (*again, None)
+    let (again, asked) = if let Error::Transport { cause, .. } = error {
+        (*cause == TransportCause::Temporary, None)
     } else if let Error::Status {
         status,
         retry_after,
         ..
     } = error
     {
-        (is_temporary(*status), *retry_after)
+        (is_temporary(*status, *retry_after), *retry_after)
     } else {
         return None;
     };
@@ -324,7 +325,7 @@ async fn download_once(
         },
         None => Error::Transport {
             url: shown_location(url.as_str()),
-            again: !error.is_redirect() && !error.is_builder(),
+            cause: transport_cause(&error),
             message: innermost(&error.without_url()),
         },
     };
@@ -335,7 +336,7 @@ async fn download_once(
         return Err(Error::Status {
             url: shown_location(url.as_str()),
             status,
-            retry_after: asked.filter(|_| is_temporary(status)),
+            retry_after: asked.filter(|_| is_temporary(status, asked)),
         });
     }
     let file = File::options()
@@ -438,6 +439,39 @@ fn redirect(attempt: Attempt<'_>, allow_link_local: bool) -> reqwest::redirect::
     }
 }
 
+fn transport_cause(error: &reqwest::Error) -> TransportCause {
+    let is_unknown_issuer = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref();
+        let issuer = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        error.is_some_and(|error: &rustls::Error| *error == issuer)
+    };
+    if causes(error).any(is_unknown_issuer) {
+        TransportCause::UnknownIssuer
+    } else if innermost(error) == NO_TUNNEL {
+        TransportCause::ProxyCredentials
+    } else if error.is_redirect() || error.is_builder() {
+        TransportCause::Lasting
+    } else {
+        TransportCause::Temporary
+    }
+}
+
+/// The error of the HTTP client, of a private type, where a proxy answers CONNECT with status 407.
+const NO_TUNNEL: &str = "tunnel error: proxy authorization required";
+
+/// An error and its causes. That in an `io::Error` is not among its sources.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let inner = error.downcast_ref().and_then(io::Error::get_ref);
+        match inner {
+            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
 /// The innermost error, which names the cause. The outer ones are "error sending request" and the like.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
@@ -488,6 +522,8 @@ mod tests {
     #[case::a_longer_wait(429, Some(30), Some(30))]
     #[case::a_wait_beyond_the_end(503, Some(100), None)]
     #[case::a_wait_without_end(503, Some(u64::MAX), None)]
+    #[case::a_refusal_with_a_wait(403, Some(30), Some(30))]
+    #[case::a_refusal_without_a_wait(403, None, None)]
     #[case::no_second_attempt(404, Some(2), None)]
     fn the_wait_of_the_server_is_kept_until_the_end_of_the_fetch(
         #[case] status: u16,
