@@ -4,6 +4,7 @@ pub mod command_line;
 pub mod config_files;
 pub mod cri;
 pub mod daemon;
+pub(crate) mod embedded;
 pub mod kubelet;
 pub mod orphans;
 pub mod patience;

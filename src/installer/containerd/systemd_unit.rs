@@ -102,6 +102,15 @@ pub enum Error {
     /// A specifier or variable of the command can't be expanded.
     #[error(transparent)]
     Expansion(syntax::Error),
+    /// A specifier in an argument can't be expanded.
+    #[error("{source}")]
+    Unresolved {
+        /// The command, with that argument as in the unit.
+        command: Command,
+        /// The specifier.
+        #[source]
+        source: syntax::Error,
+    },
 }
 
 /// The command that starts a service.
@@ -311,10 +320,15 @@ impl Settings {
         } else {
             command.arguments.clone()
         };
-        Ok(Command {
-            program: command.program.clone(),
-            arguments,
-        })
+        let program = command.program.clone();
+        let expanded = Command { program, arguments };
+        match command.unresolved.clone() {
+            Some(source) => Err(Error::Unresolved {
+                command: expanded,
+                source,
+            }),
+            None => Ok(expanded),
+        }
     }
 }
 

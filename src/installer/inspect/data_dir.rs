@@ -1,24 +1,16 @@
-//! Finds the data directory of k3s and RKE2, for a node on which their containerd does not run, in the unit and the configuration files. Follows
-//! k3s (`pkg/configfilearg`, `pkg/cli/cmds`), whose parser RKE2 contains. Reads only.
+//! Finds the data directory of k3s and RKE2, for a node on which their containerd does not run, in the unit and the configuration files. Reads
+//! only.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
+use std::collections::BTreeSet;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::found::units_of_stopped;
 use super::os::NAME_FILE;
 use crate::containerd_config::clean_path;
 use crate::handoff::{Problem, printable_up_to};
-use crate::installer::containerd::kubelet::first_document;
-use crate::installer::containerd::systemd_unit;
+use crate::installer::containerd::embedded::{Service, services};
 use crate::installer::distro::{DistroSpec, TABLE};
-use crate::installer::host::path::file_name;
-use crate::installer::host::{self, HostRoot, SMALL_FILE_LIMIT};
-
-/// Files in a directory of configuration files, at most. A node has a handful.
-const MAX_FILES: usize = 256;
+use crate::installer::host::HostRoot;
 
 /// Length in bytes of a path in a message, at most.
 const MAX_SHOWN: usize = 200;
@@ -31,46 +23,30 @@ pub(crate) fn configured(host: &HostRoot, distro: &DistroSpec) -> Result<Option<
     let Some(variables) = distro.option_variables else {
         return Ok(None);
     };
+    let unknown = |problem: Problem| unknown(distro, problem);
     let mut found = BTreeSet::new();
-    let mut services = Vec::new();
-    for unit in units_of_stopped(host, distro) {
-        let from_unit = |cause: &dyn Display| unknown(distro, format_args!("{unit}: {cause}"));
-        match systemd_unit::service(host, &unit) {
-            Ok(service) => services.push(match service.command {
-                Ok(command) if distro.is_program_name(file_name(&command.program)) => {
-                    (command.arguments, service.environment)
-                }
-                // The arguments of a wrapper are not those of the distribution.
-                Ok(_) | Err(systemd_unit::Error::Commands { count: 0 }) => {
-                    (Vec::new(), service.environment)
-                }
-                Err(error) => return Err(from_unit(&error)),
-            }),
-            // systemd does not start such a unit.
-            Err(systemd_unit::Error::Masked { .. }) => {}
-            Err(error) => return Err(from_unit(&error)),
-        }
-    }
+    let mut services = services(host, distro).map_err(unknown)?;
     if services.is_empty() {
-        services.push((Vec::new(), BTreeMap::new()));
+        services.push(Service::default());
     }
-    for (arguments, environment) in services {
-        let variable = |name: &str| environment.get(&format!("{variables}{name}"));
-        let in_files = || {
-            let in_arguments = option(&arguments, &["config", "c"]);
-            let file = variable("CONFIG_FILE").map(String::as_str).or(in_arguments);
-            let file = file.or(distro.own_config.first().copied());
-            of_files(host, distro, file.unwrap_or_default())
-        };
-        let given = match option(&arguments, &["data-dir", "d"]) {
-            Some(path) => Some(path.to_owned()),
-            None => in_files()?.or_else(|| variable("DATA_DIR").cloned()),
+    for service in services {
+        let given = service.option(host, distro, &["data-dir", "d"]);
+        let given = match given.map_err(unknown)? {
+            Some(Value::String(path)) => Some(path),
+            Some(_) => return Err(unknown(Problem::new("its data-dir is no text", None))),
+            None => service
+                .environment
+                .get(&format!("{variables}DATA_DIR"))
+                .cloned(),
         };
         found.insert(given.filter(|path| !path.is_empty()));
     }
     let mut found = found.into_iter();
     match (found.next().flatten(), found.next()) {
-        (_, Some(_)) => Err(unknown(distro, "its units name different directories")),
+        (_, Some(_)) => Err(unknown(Problem::new(
+            "its units name different directories",
+            None,
+        ))),
         (None, None) => Ok(None),
         (Some(path), None) => config_below(distro, &path).map(Some),
     }
@@ -85,12 +61,12 @@ pub(crate) fn usual_path(host: &HostRoot, path: &str) -> Option<&'static str> {
     Some(TABLE.iter().find(is_there)?.config)
 }
 
-fn unknown(distro: &DistroSpec, cause: impl Display) -> Problem {
-    let id = distro.id;
-    Problem::with_help(
-        format!("failed to determine the data directory of {id}: {cause}"),
-        NAME_FILE,
-    )
+fn unknown(distro: &DistroSpec, cause: Problem) -> Problem {
+    let (id, message) = (distro.id, cause.message);
+    Problem {
+        message: format!("failed to determine the data directory of {id}: {message}"),
+        help: cause.help.or_else(|| Some(NAME_FILE.to_owned())),
+    }
 }
 
 /// The path of containerd's configuration below the data directory `given`.
@@ -101,77 +77,9 @@ fn config_below(distro: &DistroSpec, given: &str) -> Result<String, Problem> {
     if !given.starts_with('/') || given.contains('$') {
         let shown = printable_up_to(given, MAX_SHOWN);
         let cause = format!("data-dir {shown} is no absolute path");
-        return Err(unknown(distro, cause));
+        return Err(unknown(distro, Problem::new(cause, None)));
     }
     Ok(clean_path(&format!("{given}{rest}")))
-}
-
-/// The value of the last of the options `names`, by the rules of Go's package `flag`.
-fn option<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
-    let mut arguments = arguments.iter();
-    let mut last = None;
-    while let Some(argument) = arguments.next() {
-        let Some(name) = argument.strip_prefix('-') else {
-            continue;
-        };
-        let name = name.strip_prefix('-').unwrap_or(name);
-        let (name, value) = match name.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (name, None),
-        };
-        if names.contains(&name) {
-            last = value.or_else(|| arguments.next().map(String::as_str));
-        }
-    }
-    last
-}
-
-/// The options of a configuration file that move the data directory. A name of one letter is that of the short option, and a plus sign appends
-/// to the values of earlier files, of which the last counts.
-#[derive(Deserialize)]
-struct Options {
-    #[serde(rename = "data-dir", alias = "data-dir+", alias = "d", alias = "d+")]
-    data_dir: Option<Value>,
-}
-
-/// The data directory in the configuration file at `path` and in the files of the directory beside it, of which the last counts.
-fn of_files(host: &HostRoot, distro: &DistroSpec, path: &str) -> Result<Option<String>, Problem> {
-    if !path.starts_with('/') {
-        return Err(unknown(distro, "its configuration is no file of this host"));
-    }
-    let wrap = |error: host::Error| Problem::new(&error, error.help());
-    let directory = format!("{path}.d");
-    let names = host.list(&directory).map_err(wrap)?;
-    let is_yaml = |name: &&String| {
-        let end = name
-            .rsplit_once('.')
-            .map(|(_, end)| end.to_ascii_lowercase());
-        matches!(end.as_deref(), Some("yaml" | "yml"))
-    };
-    let names = names.iter().filter(is_yaml).take(MAX_FILES);
-    let paths = names.map(|name| format!("{directory}/{name}"));
-    let mut found = None;
-    for path in std::iter::once(path.to_owned()).chain(paths) {
-        let Some(text) = host.read_text(&path, SMALL_FILE_LIMIT).map_err(wrap)? else {
-            continue;
-        };
-        // The error may contain text of the file, which has the token of the cluster.
-        let options: Option<Options> = first_document(&text)
-            .map_err(|_| unknown(distro, format_args!("{path} is not valid YAML")))?;
-        let mut given = options.and_then(|options| options.data_dir);
-        if let Some(Value::Array(values)) = given {
-            given = values.into_iter().next_back();
-        }
-        match given {
-            Some(Value::String(value)) => found = Some(value),
-            Some(_) => {
-                let cause = format!("data-dir in {path} is no text");
-                return Err(unknown(distro, cause));
-            }
-            None => {}
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -239,7 +147,21 @@ mod tests {
         &[SERVER, AGENT, ("/etc/systemd/system/multi-user.target.wants/rke2-server.service", SERVER.1), ("/etc/default/rke2-server", "RKE2_DATA_DIR=/srv\n")],
         Some("/srv")
     )]
-    #[case::a_wrapper("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/bin/sh -c k3s --data-dir /a\n"), (K3S, "data-dir: /data\n")], Some("/data"))]
+    #[case::beside_a_unit_of_another_program(
+        "k3s",
+        &[
+            (K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server --data-dir /data\n"),
+            ("/etc/systemd/system/k3s-backup.service", "[Service]\nExecStart=/usr/local/bin/backup --data-dir /backup\n"),
+            ("/etc/systemd/system/multi-user.target.wants/k3s.service", ""),
+            ("/etc/systemd/system/multi-user.target.wants/k3s-backup.service", ""),
+        ],
+        Some("/data")
+    )]
+    #[case::an_argument_that_depends_on_the_host(
+        "k3s",
+        &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server --node-name %H --data-dir /data\n")],
+        Some("/data")
+    )]
     fn the_configuration_is_below_the_data_directory_of_the_service(
         #[case] id: &str,
         #[case] files: &[(&str, &str)],
@@ -256,10 +178,14 @@ mod tests {
 
     #[rstest]
     #[case::no_yaml("rke2", &[(RKE2, "token: hunter2\n  data-dir: [")], "/etc/rancher/rke2/config.yaml is not valid YAML")]
-    #[case::no_text("rke2", &[(RKE2, "data-dir: 3\n")], "data-dir in /etc/rancher/rke2/config.yaml is no text")]
+    #[case::no_text("rke2", &[(RKE2, "data-dir: 3\n")], "its data-dir is no text")]
     #[case::relative("k3s", &[(K3S, "data-dir: data\n")], "data-dir data is no absolute path")]
     #[case::of_a_home("k3s", &[(K3S, "data-dir: ~/k3s\n")], "data-dir ~/k3s is no absolute path")]
     #[case::on_a_server("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s agent --config https://a:hunter2@b/c\n")], "no file of this host")]
+    #[case::a_wrapper("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/bin/sh -c 'exec k3s server --data-dir /data'\n")], "k3s.service: it starts /bin/sh instead of k3s")]
+    #[case::a_wrapper_without_a_shell("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/bin/nice k3s server\n"), (K3S, "data-dir: /data\n")], "it starts /usr/bin/nice instead of k3s")]
+    #[case::a_program_of_another_name("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/opt/k3s-v1.31 server --data-dir /data\n")], "it starts /opt/k3s-v1.31 instead of k3s")]
+    #[case::a_file_that_depends_on_the_host("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server -c /etc/%H.yaml\n")], "k3s.service: the specifier %H")]
     #[case::of_two_units("rke2", &[SERVER, AGENT, ("/etc/default/rke2-server", "RKE2_DATA_DIR=/srv\n")], "its units name different directories")]
     #[case::a_unit_that_depends_on_the_host("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server --data-dir /data/%H\n")], "k3s.service: the specifier %H")]
     fn a_data_directory_that_is_unknown_has_a_cause(

@@ -1,10 +1,9 @@
-//! Finds what a distribution that starts containerd itself will use at its next start: the programs that it declares as runtimes, and its
-//! unit. Reads only.
+//! Finds the programs that a distribution that starts containerd itself will declare as runtimes at its next start. Reads only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::installer::containerd::daemon::{Daemon, RC_STARTED};
+use crate::installer::containerd::daemon::Daemon;
 use crate::installer::containerd::process::environment_of;
 use crate::installer::distro::DistroSpec;
 use crate::installer::host::HostRoot;
@@ -18,15 +17,6 @@ pub(super) const DEFAULT_PATH: &str =
 
 /// Directories in `PATH` that are searched, at most. The environment of a process may be long.
 const MAX_DIRECTORIES: usize = 64;
-
-/// The enabled units, then all units (systemd.unit(5)).
-const UNIT_DIRECTORIES: [&str; 5] = [
-    "/etc/systemd/system/multi-user.target.wants",
-    "/etc/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
 
 /// The handlers that the distribution will declare by itself at its next start, each with the program that it finds.
 ///
@@ -59,34 +49,6 @@ pub(super) fn is_program(host: &HostRoot, path: &str) -> bool {
     let file = host.open_file(path).ok().flatten();
     file.and_then(|file| file.metadata().ok())
         .is_some_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-}
-
-/// The unit of a distribution whose containerd does not run: the service that `OpenRC` has started, the enabled unit, or the only unit.
-pub(crate) fn unit_of_stopped(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
-    let services = host.list(RC_STARTED).unwrap_or_default();
-    let services = services.iter().map(|name| format!("{name}.service"));
-    let units = UNIT_DIRECTORIES.iter().map(|directory| {
-        let names = host.list(directory).unwrap_or_default();
-        names.into_iter().filter(|name| name.ends_with(".service"))
-    });
-    let of_distro = |units: Vec<String>| {
-        let mut units = units.into_iter().filter(|unit| distro.has_unit(unit));
-        let first = units.next()?;
-        units.next().is_none().then_some(first)
-    };
-    of_distro(services.collect()).or_else(|| units.map(Iterator::collect).find_map(of_distro))
-}
-
-/// The units of a distribution whose containerd does not run: the one of [`unit_of_stopped`], or else all units.
-pub(super) fn units_of_stopped(host: &HostRoot, distro: &DistroSpec) -> BTreeSet<String> {
-    if let Some(unit) = unit_of_stopped(host, distro) {
-        return BTreeSet::from([unit]);
-    }
-    let units = UNIT_DIRECTORIES.iter();
-    let names = units.flat_map(|directory| host.list(directory).unwrap_or_default());
-    names
-        .filter(|name| name.ends_with(".service") && distro.has_unit(name))
-        .collect()
 }
 
 #[cfg(test)]
@@ -143,24 +105,5 @@ mod tests {
         let found = found_runtimes(&host, by_id("k3s"), daemon.as_ref());
         let expected = [("crun".to_owned(), "/srv/tools/crun".to_owned())];
         assert_eq!(found, expected.into());
-    }
-
-    #[rstest]
-    #[case::enabled("rke2", &["/etc/systemd/system/multi-user.target.wants/rke2-server.service", "/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], Some("rke2-server.service"))]
-    #[case::the_only_one("k3s", &["/etc/systemd/system/k3s-agent.service", "/etc/systemd/system/k3s-agent.service.env"], Some("k3s-agent.service"))]
-    #[case::of_openrc("k3s", &["/run/openrc/started/k3s-agent"], Some("k3s-agent.service"))]
-    #[case::two("rke2", &["/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], None)]
-    #[case::none("k3s", &["/etc/systemd/system/containerd.service"], None)]
-    fn the_unit_of_a_node_that_does_not_start_is_found_by_its_files(
-        #[case] id: &str,
-        #[case] files: &[&str],
-        #[case] expected: Option<&str>,
-    ) {
-        let tree = Tree::new("0::/init.scope\n", &[]);
-        for file in files {
-            tree.write(file, "");
-        }
-        let unit = unit_of_stopped(&tree.host(), by_id(id));
-        assert_eq!(unit.as_deref(), expected);
     }
 }

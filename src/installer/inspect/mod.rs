@@ -24,6 +24,7 @@ use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::containerd::config_files::{load, patterns};
 use crate::installer::containerd::cri::{self, DataDirectories, Network, Served, Status};
 use crate::installer::containerd::daemon::{self, Containerd};
+use crate::installer::containerd::embedded::unit_of_stopped;
 use crate::installer::containerd::kubelet::{Kubelet, KubeletRuntime, is_same_socket};
 use crate::installer::containerd::orphans::{self, Orphan, ShimPrograms};
 use crate::installer::containerd::rehearsal::{Rehearsal, Rehearsed, rehearse};
@@ -41,7 +42,7 @@ use crate::installer::state::{
 };
 use config_path::{ContainerdUnit, known_config, program, recorded_root, root_config};
 pub use error::Error;
-use found::{found_runtimes, unit_of_stopped};
+use found::found_runtimes;
 use os::{
     config_path_problem, cpu_of_host, detect_distro, directory, directory_owner_problem,
     orphaned_config, snippets, sources, symlinked_directory_problem, version_command,

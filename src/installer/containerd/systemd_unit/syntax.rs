@@ -58,6 +58,8 @@ pub struct CommandLine {
     pub program: String,
     /// All arguments, including the first one, the name of the program.
     pub arguments: Vec<String>,
+    /// Why an argument is unknown, which is in `arguments` as in the file.
+    pub unresolved: Option<Error>,
     /// Whether systemd expands variables in the arguments. A colon before the program disables this.
     pub expands: bool,
 }
@@ -402,7 +404,7 @@ pub fn specifiers(name: &Name, word: &str) -> Result<String, Error> {
 /// The commands of one `ExecStart=` (systemd.service(5), *Command Lines*); none if the value is empty.
 ///
 /// # Errors
-/// When systemd would refuse the value, or a specifier depends on the running system.
+/// When systemd would refuse the value, or a specifier in the program depends on the running system.
 pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error> {
     let broken = || Error::Command {
         value: value.to_owned(),
@@ -426,7 +428,7 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
         if program.is_empty() || program.starts_with('|') || program.ends_with('/') {
             return Err(broken());
         }
-        let mut arguments = Vec::new();
+        let (mut arguments, mut unresolved) = (Vec::new(), None);
         if !prefixes.contains('@') {
             arguments.push(program.clone());
         }
@@ -440,7 +442,12 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
                 rest = after.trim_ascii_start();
                 break;
             } else if let Some(word) = word_of_setting(&mut rest).map_err(|()| broken())? {
-                arguments.push(specifiers(name, &text(word)?)?);
+                let word = text(word)?;
+                let resolved = specifiers(name, &word);
+                arguments.push(resolved.unwrap_or_else(|error| {
+                    unresolved.get_or_insert(error);
+                    word
+                }));
             } else {
                 break;
             }
@@ -451,6 +458,7 @@ pub fn command_lines(name: &Name, value: &str) -> Result<Vec<CommandLine>, Error
         commands.push(CommandLine {
             program,
             arguments,
+            unresolved,
             expands: !prefixes.contains(':'),
         });
     }
@@ -743,8 +751,8 @@ mod tests {
     #[case::a_name_of_its_own_that_is_missing("@/bin/x")]
     #[case::a_prefix_of_later_releases("|/bin/x")]
     #[case::bytes_that_are_no_text(r"/bin/x \xff")]
-    #[case::the_hostname("/bin/x %H")]
-    #[case::an_unknown_specifier("/bin/x %Q")]
+    #[case::the_hostname("/bin/%H")]
+    #[case::an_unknown_specifier("/bin/%Q x")]
     fn an_ambiguous_command_is_an_error(#[case] value: &str) {
         assert!(command_lines(&name("a.service"), value).is_err());
     }

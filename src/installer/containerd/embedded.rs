@@ -1,0 +1,237 @@
+//! The services of distributions that include containerd, on hosts where they need not run: their units, and the options with which they start.
+//! Follows k3s (`pkg/configfilearg`, `pkg/cli/cmds`), whose parser RKE2 contains. Reads only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use serde_json::Value;
+
+use super::daemon::RC_STARTED;
+use super::kubelet::first_document;
+use super::systemd_unit;
+use crate::handoff::{Problem, printable_up_to};
+use crate::installer::distro::DistroSpec;
+use crate::installer::host::path::file_name;
+use crate::installer::host::{self, HostRoot, SMALL_FILE_LIMIT};
+
+/// Files in a directory of configuration files, at most. A node has a handful.
+const MAX_FILES: usize = 256;
+
+/// Length in bytes of a path in a message, at most.
+const MAX_SHOWN: usize = 200;
+
+/// The enabled units, then all units (systemd.unit(5)).
+const UNIT_DIRECTORIES: [&str; 5] = [
+    "/etc/systemd/system/multi-user.target.wants",
+    "/etc/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+
+/// The unit of a distribution whose containerd does not run: the service that `OpenRC` has started, the enabled unit, or the only unit.
+pub(crate) fn unit_of_stopped(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
+    let services = host.list(RC_STARTED).unwrap_or_default();
+    let services = services.iter().map(|name| format!("{name}.service"));
+    let units = UNIT_DIRECTORIES.iter().map(|directory| {
+        let names = host.list(directory).unwrap_or_default();
+        names.into_iter().filter(|name| name.ends_with(".service"))
+    });
+    let of_distro = |units: Vec<String>| {
+        let mut units = units.into_iter().filter(|unit| distro.has_unit(unit));
+        let first = units.next()?;
+        units.next().is_none().then_some(first)
+    };
+    of_distro(services.collect()).or_else(|| units.map(Iterator::collect).find_map(of_distro))
+}
+
+/// The units of a distribution whose containerd does not run: the one of [`unit_of_stopped`], or else all units.
+fn units_of_stopped(host: &HostRoot, distro: &DistroSpec) -> BTreeSet<String> {
+    if let Some(unit) = unit_of_stopped(host, distro) {
+        return BTreeSet::from([unit]);
+    }
+    let units = UNIT_DIRECTORIES.iter();
+    let names = units.flat_map(|directory| host.list(directory).unwrap_or_default());
+    names
+        .filter(|name| name.ends_with(".service") && distro.has_unit(name))
+        .collect()
+}
+
+/// How a unit starts a distribution.
+#[derive(Debug, Default)]
+pub(crate) struct Service {
+    /// The name of the unit.
+    unit: String,
+    /// All arguments, including the name of the program; empty if no file has the command.
+    arguments: Vec<String>,
+    /// Why an argument is unknown, which is in `arguments` as in the unit.
+    unresolved: Option<String>,
+    /// The environment that the files set.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+/// The services that start the distribution, of the units of [`units_of_stopped`].
+///
+/// # Errors
+/// Why the command of a unit is unknown. The arguments of another program are not those of the distribution: if no unit starts the
+/// distribution itself, its options are unknown.
+pub(crate) fn services(host: &HostRoot, distro: &DistroSpec) -> Result<Vec<Service>, Problem> {
+    let (mut services, mut wrapper) = (Vec::new(), None);
+    for unit in units_of_stopped(host, distro) {
+        let from_unit = |cause: &dyn Display| Problem::new(format!("{unit}: {cause}"), None);
+        let service = match systemd_unit::service(host, &unit) {
+            Ok(service) => service,
+            // systemd does not start such a unit.
+            Err(systemd_unit::Error::Masked { .. }) => continue,
+            Err(error) => return Err(from_unit(&error)),
+        };
+        let (command, unresolved) = match service.command {
+            Ok(command) => (Some(command), None),
+            Err(systemd_unit::Error::Unresolved { command, source }) => {
+                (Some(command), Some(source.to_string()))
+            }
+            Err(systemd_unit::Error::Commands { count: 0 }) => (None, None),
+            Err(error) => return Err(from_unit(&error)),
+        };
+        let program = command.as_ref().map(|command| command.program.as_str());
+        if let Some(program) = program.filter(|it| !distro.is_program_name(file_name(it))) {
+            let (shown, id) = (printable_up_to(program, MAX_SHOWN), distro.id);
+            let cause = from_unit(&format_args!("it starts {shown} instead of {id}"));
+            wrapper.get_or_insert(cause);
+            continue;
+        }
+        services.push(Service {
+            arguments: command.map_or_else(Vec::new, |command| command.arguments),
+            unresolved,
+            environment: service.environment,
+            unit,
+        });
+    }
+    match wrapper {
+        Some(problem) if services.is_empty() => Err(problem),
+        Some(_) | None => Ok(services),
+    }
+}
+
+impl Service {
+    /// The value of the last of the options `names`, in the command line or else in the files of the configuration.
+    ///
+    /// # Errors
+    /// When the value or the path of the configuration depends on the running system, or a file can't be read.
+    pub(crate) fn option(
+        &self,
+        host: &HostRoot,
+        distro: &DistroSpec,
+        names: &[&str],
+    ) -> Result<Option<Value>, Problem> {
+        if let Some(value) = self.argument(names)? {
+            return Ok(Some(Value::String(value.to_owned())));
+        }
+        let prefix = distro.option_variables.unwrap_or_default();
+        let file = match self.environment.get(&format!("{prefix}CONFIG_FILE")) {
+            Some(path) => Some(path.as_str()),
+            None => self.argument(&["config", "c"])?,
+        };
+        let usual = || distro.own_config.first().copied();
+        of_files(host, file.or_else(usual).unwrap_or_default(), names)
+    }
+
+    fn argument(&self, names: &[&str]) -> Result<Option<&str>, Problem> {
+        let value = option(&self.arguments, names);
+        match (&self.unresolved, value) {
+            (Some(cause), Some(value)) if value.contains('%') => {
+                Err(Problem::new(format!("{}: {cause}", self.unit), None))
+            }
+            (Some(_) | None, value) => Ok(value),
+        }
+    }
+}
+
+/// The value of the last of the options `names`, by the rules of Go's package `flag`.
+fn option<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
+    let mut arguments = arguments.iter();
+    let mut last = None;
+    while let Some(argument) = arguments.next() {
+        let Some(name) = argument.strip_prefix('-') else {
+            continue;
+        };
+        let name = name.strip_prefix('-').unwrap_or(name);
+        let (name, value) = match name.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (name, None),
+        };
+        if names.contains(&name) {
+            last = value.or_else(|| arguments.next().map(String::as_str));
+        }
+    }
+    last
+}
+
+/// The value of one of the options `names` in the configuration file at `path` and in the files of the directory beside it, of which the last
+/// counts. A name of one letter is that of the short option, and a plus sign appends to the values of earlier files, of which the last counts.
+fn of_files(host: &HostRoot, path: &str, names: &[&str]) -> Result<Option<Value>, Problem> {
+    if !path.starts_with('/') {
+        let cause = "its configuration is no file of this host";
+        return Err(Problem::new(cause, None));
+    }
+    let wrap = |error: host::Error| Problem::new(&error, error.help());
+    let directory = format!("{path}.d");
+    let files = host.list(&directory).map_err(wrap)?;
+    let is_yaml = |name: &&String| {
+        let end = name
+            .rsplit_once('.')
+            .map(|(_, end)| end.to_ascii_lowercase());
+        matches!(end.as_deref(), Some("yaml" | "yml"))
+    };
+    let files = files.iter().filter(is_yaml).take(MAX_FILES);
+    let paths = files.map(|name| format!("{directory}/{name}"));
+    let mut found = None;
+    for path in std::iter::once(path.to_owned()).chain(paths) {
+        let Some(text) = host.read_text(&path, SMALL_FILE_LIMIT).map_err(wrap)? else {
+            continue;
+        };
+        // The error may contain text of the file, which has the token of the cluster.
+        let options: Option<BTreeMap<String, Value>> = first_document(&text)
+            .map_err(|_| Problem::new(format_args!("{path} is not valid YAML"), None))?;
+        let mut options = options.unwrap_or_default();
+        let mut names = names.iter();
+        let given = names.find_map(|name| {
+            let appended = options.remove(&format!("{name}+"));
+            options.remove(*name).or(appended)
+        });
+        found = match given {
+            Some(Value::Array(values)) => values.into_iter().next_back(),
+            given => given,
+        }
+        .or(found);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::installer::containerd::process::tests::Tree;
+    use crate::installer::distro::by_id;
+
+    #[rstest]
+    #[case::enabled("rke2", &["/etc/systemd/system/multi-user.target.wants/rke2-server.service", "/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], Some("rke2-server.service"))]
+    #[case::the_only_one("k3s", &["/etc/systemd/system/k3s-agent.service", "/etc/systemd/system/k3s-agent.service.env"], Some("k3s-agent.service"))]
+    #[case::of_openrc("k3s", &["/run/openrc/started/k3s-agent"], Some("k3s-agent.service"))]
+    #[case::two("rke2", &["/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], None)]
+    #[case::none("k3s", &["/etc/systemd/system/containerd.service"], None)]
+    fn the_unit_of_a_node_that_does_not_start_is_found_by_its_files(
+        #[case] id: &str,
+        #[case] files: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        let tree = Tree::new("0::/init.scope\n", &[]);
+        for file in files {
+            tree.write(file, "");
+        }
+        let unit = unit_of_stopped(&tree.host(), by_id(id));
+        assert_eq!(unit.as_deref(), expected);
+    }
+}
