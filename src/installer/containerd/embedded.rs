@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::daemon::RC_STARTED;
 use super::kubelet::first_document;
-use super::systemd_unit;
+use super::{openrc, systemd_unit};
 use crate::handoff::{Problem, printable_up_to};
 use crate::installer::distro::DistroSpec;
 use crate::installer::host::path::file_name;
@@ -20,29 +20,35 @@ const MAX_FILES: usize = 256;
 /// Length in bytes of a path in a message, at most.
 const MAX_SHOWN: usize = 200;
 
-/// The enabled units, then all units (systemd.unit(5)).
-const UNIT_DIRECTORIES: [&str; 5] = [
+/// The enabled units, then all units (systemd.unit(5)), and the same of `OpenRC` (rc-update(8)).
+const UNIT_DIRECTORIES: [&str; 7] = [
     "/etc/systemd/system/multi-user.target.wants",
+    "/etc/runlevels/default",
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
+    "/etc/init.d",
 ];
+
+/// The names of the services in a directory of units; those of `OpenRC` have no suffix.
+fn services_in(host: &HostRoot, directory: &str) -> Vec<String> {
+    let names = host.list(directory).unwrap_or_default().into_iter();
+    if directory.contains("/systemd/") {
+        return names.filter(|name| name.ends_with(".service")).collect();
+    }
+    names.map(|name| format!("{name}.service")).collect()
+}
 
 /// The unit of a distribution whose containerd does not run: the service that `OpenRC` has started, the enabled unit, or the only unit.
 pub(crate) fn unit_of_stopped(host: &HostRoot, distro: &DistroSpec) -> Option<String> {
-    let services = host.list(RC_STARTED).unwrap_or_default();
-    let services = services.iter().map(|name| format!("{name}.service"));
-    let units = UNIT_DIRECTORIES.iter().map(|directory| {
-        let names = host.list(directory).unwrap_or_default();
-        names.into_iter().filter(|name| name.ends_with(".service"))
-    });
-    let of_distro = |units: Vec<String>| {
-        let mut units = units.into_iter().filter(|unit| distro.has_unit(unit));
+    let of_distro = |directory: &str| {
+        let units = services_in(host, directory).into_iter();
+        let mut units = units.filter(|unit| distro.has_unit(unit));
         let first = units.next()?;
         units.next().is_none().then_some(first)
     };
-    of_distro(services.collect()).or_else(|| units.map(Iterator::collect).find_map(of_distro))
+    of_distro(RC_STARTED).or_else(|| UNIT_DIRECTORIES.into_iter().find_map(of_distro))
 }
 
 /// The units of a distribution whose containerd does not run: the one of [`unit_of_stopped`], or else all units.
@@ -50,11 +56,9 @@ fn units_of_stopped(host: &HostRoot, distro: &DistroSpec) -> BTreeSet<String> {
     if let Some(unit) = unit_of_stopped(host, distro) {
         return BTreeSet::from([unit]);
     }
-    let units = UNIT_DIRECTORIES.iter();
-    let names = units.flat_map(|directory| host.list(directory).unwrap_or_default());
-    names
-        .filter(|name| name.ends_with(".service") && distro.has_unit(name))
-        .collect()
+    let units = UNIT_DIRECTORIES.into_iter();
+    let units = units.flat_map(|directory| services_in(host, directory));
+    units.filter(|unit| distro.has_unit(unit)).collect()
 }
 
 /// How a unit starts a distribution.
@@ -79,7 +83,7 @@ pub(crate) fn services(host: &HostRoot, distro: &DistroSpec) -> Result<Vec<Servi
     let (mut services, mut wrapper) = (Vec::new(), None);
     for unit in units_of_stopped(host, distro) {
         let from_unit = |cause: &dyn Display| Problem::new(format!("{unit}: {cause}"), None);
-        let service = match systemd_unit::service(host, &unit) {
+        let service = match openrc::service(host, &unit) {
             Ok(service) => service,
             // systemd does not start such a unit.
             Err(systemd_unit::Error::Masked { .. }) => continue,
@@ -220,6 +224,8 @@ mod tests {
     #[case::enabled("rke2", &["/etc/systemd/system/multi-user.target.wants/rke2-server.service", "/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], Some("rke2-server.service"))]
     #[case::the_only_one("k3s", &["/etc/systemd/system/k3s-agent.service", "/etc/systemd/system/k3s-agent.service.env"], Some("k3s-agent.service"))]
     #[case::of_openrc("k3s", &["/run/openrc/started/k3s-agent"], Some("k3s-agent.service"))]
+    #[case::enabled_with_openrc("k3s", &["/etc/runlevels/default/k3s", "/etc/init.d/k3s", "/etc/init.d/k3s-agent"], Some("k3s.service"))]
+    #[case::the_only_one_with_openrc("k3s", &["/etc/init.d/k3s-agent"], Some("k3s-agent.service"))]
     #[case::two("rke2", &["/usr/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-server.service"], None)]
     #[case::none("k3s", &["/etc/systemd/system/containerd.service"], None)]
     fn the_unit_of_a_node_that_does_not_start_is_found_by_its_files(

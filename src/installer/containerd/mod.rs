@@ -6,6 +6,7 @@ pub mod cri;
 pub mod daemon;
 pub(crate) mod embedded;
 pub mod kubelet;
+pub(crate) mod openrc;
 pub mod orphans;
 pub mod patience;
 pub mod process;

@@ -99,6 +99,12 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// The script of an `OpenRC` service does more than assign plain values.
+    #[error("the script of the OpenRC service {name} decides")]
+    OpenRc {
+        /// Name of the service.
+        name: String,
+    },
     /// A specifier or variable of the command can't be expanded.
     #[error(transparent)]
     Expansion(syntax::Error),

@@ -9,6 +9,7 @@ use super::os::{NAME_FILE, PROGRAMS};
 use crate::handoff::{Problem, printable_up_to};
 use crate::installer::containerd::command_line;
 use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::containerd::openrc;
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition};
 use crate::installer::distro::{DistroSpec, Edited, STOCK_CONFIG, STOCK_UNIT, editable_files};
 use crate::installer::host::path::file_name;
@@ -38,7 +39,7 @@ struct UnitCommand {
 impl ContainerdUnit {
     /// Reads the unit in the files of the host.
     pub(crate) fn read(host: &HostRoot) -> Self {
-        match systemd_unit::service(host, STOCK_UNIT) {
+        match openrc::service(host, STOCK_UNIT) {
             Ok(service) => Self {
                 command: UnitCommand::of(host, &service),
                 environment: service.environment,
@@ -261,6 +262,19 @@ mod tests {
         &[(UNIT, "[Service]\nExecStart=/bin/sh -c x\n"), (DROP_IN, CUSTOM)],
         STOCK_CONFIG
     )]
+    #[case::with_openrc(
+        "systemd",
+        &[("/etc/init.d/containerd", "#!/sbin/openrc-run\ncommand=/usr/bin/containerd\ncommand_args=\"-c /etc/containerd/x.toml\"\n")],
+        "/etc/containerd/x.toml"
+    )]
+    #[case::with_openrc_in_its_settings(
+        "systemd",
+        &[
+            ("/etc/init.d/containerd", "#!/sbin/openrc-run\ncommand=\"${CONTAINERD:-/usr/bin/containerd}\"\n"),
+            ("/etc/conf.d/containerd", "command_args=\"--config /etc/containerd/x.toml\"\n"),
+        ],
+        "/etc/containerd/x.toml"
+    )]
     #[case::a_drop_in_alone("debian", &[(DROP_IN, "[Service]\nLimitNOFILE=1\n")], STOCK_CONFIG)]
     #[case::flatcar("flatcar", &[(UNIT, FLATCAR)], "/usr/share/containerd/config.toml")]
     #[case::flatcar_with_a_variable(
@@ -318,6 +332,17 @@ mod tests {
         let unit = ContainerdUnit::read(&host);
         let given = root_config(&host, distro, &Containerd::Image, &unit, Some("/x"), None);
         assert_eq!(given, ("/x".to_owned(), None));
+    }
+
+    #[test]
+    fn a_script_of_openrc_that_does_not_tell_the_configuration_is_named_with_the_cause() {
+        let script = "#!/sbin/openrc-run\nstart() {\n  containerd -c /x &\n}\n";
+        let tree = tree(&[("/etc/init.d/containerd", script)]);
+        let message = of_image(&tree, "systemd").1.unwrap_err();
+        assert!(
+            message.ends_with("the script of the OpenRC service containerd decides"),
+            "{message}"
+        );
     }
 
     #[rstest]

@@ -147,6 +147,22 @@ mod tests {
         &[SERVER, AGENT, ("/etc/systemd/system/multi-user.target.wants/rke2-server.service", SERVER.1), ("/etc/default/rke2-server", "RKE2_DATA_DIR=/srv\n")],
         Some("/srv")
     )]
+    #[case::with_openrc(
+        "k3s",
+        &[
+            ("/etc/init.d/k3s", "#!/sbin/openrc-run\ncommand=\"/usr/local/bin/k3s\"\ncommand_args=\"server \\\n\t'--data-dir' \\\n\t'/data' \\\n    >>/var/log/k3s.log 2>&1\"\n"),
+            ("/etc/runlevels/default/k3s", ""),
+        ],
+        Some("/data")
+    )]
+    #[case::in_the_environment_of_openrc(
+        "k3s",
+        &[
+            ("/etc/init.d/k3s", "#!/sbin/openrc-run\ncommand=/usr/local/bin/k3s\ncommand_args=server\nif [ -f /etc/rancher/k3s/k3s.env ]; then . /etc/rancher/k3s/k3s.env; fi\n"),
+            ("/etc/rancher/k3s/k3s.env", "K3S_DATA_DIR='/data'\n"),
+        ],
+        Some("/data")
+    )]
     #[case::beside_a_unit_of_another_program(
         "k3s",
         &[
@@ -185,6 +201,7 @@ mod tests {
     #[case::a_wrapper("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/bin/sh -c 'exec k3s server --data-dir /data'\n")], "k3s.service: it starts /bin/sh instead of k3s")]
     #[case::a_wrapper_without_a_shell("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/bin/nice k3s server\n"), (K3S, "data-dir: /data\n")], "it starts /usr/bin/nice instead of k3s")]
     #[case::a_program_of_another_name("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/opt/k3s-v1.31 server --data-dir /data\n")], "it starts /opt/k3s-v1.31 instead of k3s")]
+    #[case::a_script_of_openrc("k3s", &[("/etc/init.d/k3s", "#!/sbin/openrc-run\ncommand=/usr/local/bin/k3s\ncommand_args=$(cat /etc/k3s)\n")], "k3s.service: the script of the OpenRC service k3s decides")]
     #[case::a_file_that_depends_on_the_host("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server -c /etc/%H.yaml\n")], "k3s.service: the specifier %H")]
     #[case::of_two_units("rke2", &[SERVER, AGENT, ("/etc/default/rke2-server", "RKE2_DATA_DIR=/srv\n")], "its units name different directories")]
     #[case::a_unit_that_depends_on_the_host("k3s", &[(K3S_UNIT, "[Service]\nExecStart=/usr/local/bin/k3s server --data-dir /data/%H\n")], "k3s.service: the specifier %H")]

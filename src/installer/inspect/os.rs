@@ -8,8 +8,8 @@ use crate::containerd_config::{ConfigFiles, SourceFile, TEXT_LIMIT};
 use crate::handoff::Problem;
 use crate::installer::containerd::daemon::{Daemon, Running};
 use crate::installer::containerd::kubelet::Kubelet;
+use crate::installer::containerd::openrc;
 use crate::installer::containerd::process::without_deleted_mark;
-use crate::installer::containerd::systemd_unit;
 use crate::installer::distro::editable_files;
 use crate::installer::distro::{self, DistroSpec, Edited, Evidence};
 use crate::installer::host::cpu::{Cpu, ELF_HEADER};
@@ -290,7 +290,7 @@ pub(crate) fn cpu_of_host(
         Cpu::of_program(&head)
     };
     let in_unit = || {
-        let service = systemd_unit::service(host, distro.unit).ok()?;
+        let service = openrc::service(host, distro.unit).ok()?;
         of(&service.command.ok()?.program)
     };
     let found = containerd.and_then(of).or_else(in_unit);
