@@ -53,6 +53,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Unit {
         environment: environment.into_iter().filter_map(known).collect(),
         files: vec![path],
         unmet: None,
+        search_path: Vec::new(),
         working_directory: variables
             .get("directory")
             .map_or_else(|| Some("/".to_owned()), Clone::clone),

@@ -148,6 +148,8 @@ pub struct ServiceDefinition {
     pub files: Vec<String>,
     /// The condition or assertion with which systemd would not start the service now, as in a unit file.
     pub unmet: Option<String>,
+    /// The directories of a program without a slash, if the unit names them (`ExecSearchPath=`, systemd 250).
+    pub search_path: Vec<String>,
     /// Working directory of the service (systemd.exec(5)); `None` if it depends on more than the files.
     pub working_directory: Option<String>,
 }
@@ -195,6 +197,7 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Unit {
         },
         files: paths,
         unmet: condition::unmet(host, &name, &settings.conditions),
+        search_path: settings.search_path,
         working_directory: settings.working_directory,
     })
 }
@@ -220,6 +223,7 @@ struct Settings {
     /// `UnsetEnvironment=`: names, and assignments. An assignment is removed only if the value is equal.
     unset: Vec<String>,
     root: Option<&'static str>,
+    search_path: Vec<String>,
     working_directory: Option<String>,
     /// The assignments of conditions and assertions.
     conditions: Vec<(String, String)>,
@@ -272,6 +276,11 @@ impl Settings {
                     ("Service", "UnsetEnvironment") => {
                         let given = words(value);
                         extend_or_clear(&mut settings.unset, value, given);
+                    }
+                    ("Service", "ExecSearchPath") => {
+                        let path = specifiers(name, value).map_err(wrap)?;
+                        let path = path.split(':').map(str::to_owned);
+                        extend_or_clear(&mut settings.search_path, value, path);
                     }
                     ("Service", "WorkingDirectory") => {
                         settings.working_directory = working_directory(name, value);

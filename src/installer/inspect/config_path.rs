@@ -105,18 +105,20 @@ impl UnitCommand {
         };
         let config = paths.config;
         Ok(Some(Self {
-            program: found_program(host, &command.program),
+            program: found_program(host, &command.program, &service.search_path),
             config: config.map(|path| path.unwrap_or_else(|| STOCK_CONFIG.to_owned())),
         }))
     }
 }
 
 /// The path of a program of a unit. systemd searches for a name without a slash (systemd.service(5), *Command Lines*).
-fn found_program(host: &HostRoot, program: &str) -> Option<String> {
+fn found_program(host: &HostRoot, program: &str, named: &[String]) -> Option<String> {
     if program.contains('/') {
         return Some(program.to_owned());
     }
-    let mut paths = DEFAULT_PATH.split(':').map(|it| format!("{it}/{program}"));
+    let usual = DEFAULT_PATH.split(':').filter(|_| named.is_empty());
+    let directories = named.iter().map(String::as_str).chain(usual);
+    let mut paths = directories.map(|it| format!("{it}/{program}"));
     paths.find(|path| is_program(host, path))
 }
 
@@ -352,6 +354,19 @@ mod tests {
     )]
     #[case::of_the_unit_and_missing("ExecStart=/opt/bin/containerd\n", Some("/opt/bin/containerd"))]
     #[case::by_its_name("ExecStart=containerd\n", Some("/usr/local/bin/containerd"))]
+    #[case::in_a_search_path(
+        "ExecSearchPath=/opt/a:/usr/bin\nExecStart=containerd\n",
+        Some("/usr/bin/containerd")
+    )]
+    #[case::in_two_search_paths(
+        "ExecSearchPath=/opt/a\nExecSearchPath=/usr/bin\nExecStart=containerd\n",
+        Some("/usr/bin/containerd")
+    )]
+    #[case::in_a_search_path_that_is_reset(
+        "ExecSearchPath=/usr/bin\nExecSearchPath=\nExecStart=containerd\n",
+        Some("/usr/local/bin/containerd")
+    )]
+    #[case::not_in_the_search_path("ExecSearchPath=/opt/a\nExecStart=containerd\n", None)]
     #[case::without_a_command("Type=notify\n", Some("/usr/bin/containerd"))]
     fn the_program_in_an_image_is_the_one_that_the_unit_starts(
         #[case] service: &str,
