@@ -131,7 +131,8 @@ fn unknown(cause: impl Display) -> Problem {
     )
 }
 
-/// The path of the program of containerd: the running one, the one that its unit starts, or an installed one. `None` for the containerd of a
+/// The path of the program of containerd: the running one, the one that its unit starts, or an installed one, if its unit does not choose
+/// between several in a way that is unknown. `None` for the containerd of a
 /// distribution that includes it, unless it runs: the installed one is another one.
 pub(crate) fn program(
     host: &HostRoot,
@@ -143,9 +144,14 @@ pub(crate) fn program(
         (Some(daemon), _) => Some(daemon.program.clone()),
         (None, _) if distro.edited != Edited::Loaded => None,
         (None, Ok(Some(command))) => command.program.clone(),
-        (None, Ok(None) | Err(_)) => {
-            let installed = PROGRAMS.into_iter().find(|path| host.seems_to_exist(path));
-            installed.map(str::to_owned)
+        (None, command) => {
+            let mut installed = PROGRAMS
+                .into_iter()
+                .filter(|path| host.seems_to_exist(path));
+            let first = installed.next()?;
+            // Any of several may be the one of a unit that can't be read.
+            let is_known = command.is_ok() || installed.next().is_none();
+            is_known.then(|| first.to_owned())
         }
     }
 }
@@ -334,6 +340,20 @@ mod tests {
         let unit = ContainerdUnit::read(&host);
         let given = root_config(&host, distro, &Containerd::Image, &unit, Some("/x"), None);
         assert_eq!(given, ("/x".to_owned(), None));
+    }
+
+    #[rstest]
+    #[case::one(&["/usr/local/bin/containerd"], Some("/usr/local/bin/containerd"))]
+    #[case::two(&["/usr/bin/containerd", "/usr/local/bin/containerd"], None)]
+    fn behind_a_wrapper_the_program_is_known_if_one_is_installed(
+        #[case] installed: &[&str],
+        #[case] expected: Option<&str>,
+    ) {
+        let tree = tree(&[(UNIT, "[Service]\nExecStart=/bin/sh -c 'exec containerd'\n")]);
+        for path in installed {
+            tree.write(path, "");
+        }
+        assert_eq!(of_image(&tree, "debian").0.as_deref(), expected);
     }
 
     #[test]
