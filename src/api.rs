@@ -21,6 +21,9 @@ use crate::handoff::{
 mod error;
 mod rollout;
 
+/// Most binaries in the status of a Shim. With a `file://` location, each node may have a binary of its own.
+pub const MOST_BINARIES: usize = 16;
+
 pub use crate::handoff::is_label_name;
 pub use rollout::{MaxUpdate, Rolling, RolloutKind, RolloutStrategy};
 
@@ -44,6 +47,8 @@ pub const LONGEST_NAME: usize = LONGEST_LABEL_NAME;
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.nodesReady", description = "Nodes that serve the shim."),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes", description = "Selected nodes that the shim supports."),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.nodesFailed", description = "Nodes whose last attempt failed."),
+    printcolumn(name = "Release", type_ = "string", json_path = ".status.binaries[0].release", priority = 1, description = "Release of the binary that most nodes serve, as its location names it."),
+    printcolumn(name = "SHA256", type_ = "string", json_path = ".status.binaries[0].sha256", priority = 1, description = "SHA-256 of the binary that most nodes serve."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -279,10 +284,25 @@ pub struct ShimStatus {
     /// metadata.generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The binaries that nodes serve, as specified or not, that of most nodes first: at most 16.
+    #[serde(default)]
+    pub binaries: Vec<ServedBinary>,
     /// For each platform whose artifact has no SHA-256 in the spec: the binary that the first node got. A node that gets another binary from
     /// the same location fails, until the spec has a SHA-256 or another location.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_binaries: Option<Vec<FirstBinary>>,
+}
+
+/// A binary that nodes serve.
+#[derive(Serialize, Deserialize, JsonSchema, Debug, Clone, PartialEq, Eq)]
+pub struct ServedBinary {
+    /// The release that the location of the binary names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
+    /// SHA-256 of the binary.
+    pub sha256: String,
+    /// Number of nodes that serve it.
+    pub nodes: i32,
 }
 
 /// The binary that the first node of a platform got from a location.

@@ -1,5 +1,6 @@
 //! `farrier status`: the progress of every Shim on every node. Reads only; pure functions make the table.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::cluster;
-use super::cluster::node_view::NodeView;
+use super::cluster::node_view::{Binary, NodeView};
 use super::cluster::shim_view::{ShimObject, ShimView};
 use super::cluster::slim::NodeObject;
 use super::decide::desired::{Cluster, Desired, Verdict};
@@ -16,6 +17,7 @@ use super::decide::ending_pods;
 use super::decide::event::cut;
 use super::decide::node_labels;
 use super::error::Error;
+use crate::api::MOST_BINARIES;
 use crate::handoff::{self, Problem, Sha256Digest};
 use crate::names::Progress;
 
@@ -24,6 +26,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest reason in the table, in bytes.
 const LONGEST_REASON: usize = 600;
+
+/// Number of nodes that the line of a binary names.
+const NODES_NAMED: usize = 5;
 
 /// Longest message about a Shim, in bytes.
 const LONGEST_MESSAGE: usize = 2_000;
@@ -63,6 +68,9 @@ struct Cell {
     release: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<Sha256Digest>,
+    /// The binary that the host serves.
+    #[serde(skip)]
+    serves: Option<Binary>,
 }
 
 /// The output of `farrier status`.
@@ -122,7 +130,7 @@ impl StatusTable {
         cells.any(|cell| cell.progress == Progress::Failed.label())
     }
 
-    /// Columns of equal width, followed by a line per failure, per annotation that nearly selects a Shim, and per Shim.
+    /// Columns of equal width, followed by a line per failure, per annotation that nearly selects a Shim, per binary, and per Shim.
     fn text(&self) -> String {
         let head = ["NODE", "STATUS"]
             .map(str::to_owned)
@@ -169,6 +177,9 @@ impl StatusTable {
                 let _ = writeln!(text, "{}: {near_miss}", node.name);
             }
         }
+        for line in self.columns.iter().flat_map(|shim| self.binaries(shim)) {
+            let _ = writeln!(text, "{line}");
+        }
         for ShimLine {
             name,
             state,
@@ -184,6 +195,47 @@ impl StatusTable {
             let _ = writeln!(text, "shim {name}: {state}{message}");
         }
         text
+    }
+}
+
+impl StatusTable {
+    /// A line for each binary of a Shim that nodes serve, that of most nodes first: thousands of nodes have few binaries. The nodes of the
+    /// other ones are named.
+    fn binaries(&self, shim: &str) -> Vec<String> {
+        let mut nodes: BTreeMap<&Binary, Vec<&str>> = BTreeMap::new();
+        for node in &self.nodes {
+            let cell = node.shims.get(shim);
+            if let Some(binary) = cell.and_then(|cell| cell.serves.as_ref()) {
+                nodes.entry(binary).or_default().push(&node.name);
+            }
+        }
+        let mut binaries: Vec<(&Binary, Vec<&str>)> = nodes.into_iter().collect();
+        binaries.sort_by_key(|(_, nodes)| Reverse(nodes.len()));
+        let more = binaries.len().saturating_sub(MOST_BINARIES);
+        let shown = binaries.iter().take(MOST_BINARIES).enumerate();
+        let mut lines: Vec<String> = shown
+            .map(|(at, (binary, nodes))| {
+                let number = match nodes.len() {
+                    1 => "1 node".to_owned(),
+                    number => format!("{number} nodes"),
+                };
+                let named = if at == 0 {
+                    String::new()
+                } else {
+                    let named = nodes.iter().take(NODES_NAMED);
+                    let rest = (nodes.len() > NODES_NAMED).then_some(&"…");
+                    let named: Vec<&str> = named.chain(rest).copied().collect();
+                    format!(": {}", named.join(", "))
+                };
+                format!("{shim} {binary} on {number}{named}")
+            })
+            .collect();
+        if more > 0 {
+            lines.push(format!(
+                "{shim} has {more} more binaries: farrier status -o json"
+            ));
+        }
+        lines
     }
 }
 
@@ -220,6 +272,7 @@ impl NodeLine {
                 reason: reason.map(|reason| cut(&reason, LONGEST_REASON)),
                 release: known.and_then(|known| known.release.clone()),
                 sha256: known.and_then(|known| known.sha256),
+                serves: node_labels::served_binary(Some(&applied), shim, &desired),
             };
             (shim.to_owned(), cell)
         });
@@ -456,6 +509,46 @@ mod tests {
         let said =
             "n1 other: the restart of containerd would end 1 pod: default/web (handler spin)\n";
         assert!(text.ends_with(said) && !text.contains("n1 spin:"), "{text}");
+    }
+
+    #[test]
+    fn the_binaries_of_many_nodes_are_a_line_each() {
+        let shim: ShimObject = serde_json::from_value(json!({
+            "metadata": {"name": "spin", "finalizers": ["farrier.dev/finalizer"]},
+            "spec": {
+                "fetchStrategy": {"anonHttp": {"location": "https://example.org/v0.7.0/a"}},
+                "rolloutStrategy": {"type": "recreate"},
+                "runtimeClass": {"name": "spin", "handler": "spin"},
+            },
+        }))
+        .unwrap();
+        let node = |name: String, release: &str, label: &str| -> NodeObject {
+            let digest = release.replace('.', "a").repeat(13)[..64].to_owned();
+            let served = json!({
+                "fulfilled": "0".repeat(16), "handlers": {"spin": true}, "sha256": digest, "release": release,
+            });
+            let applied = json!({"nodeUid": "u", "shims": {"spin": served}}).to_string();
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": name, "uid": "u", "labels": {"farrier.dev/spin": label},
+                    "annotations": {"farrier.dev/applied": applied},
+                },
+            }))
+            .unwrap()
+        };
+        let mut nodes: Vec<NodeObject> = (0..5_000)
+            .map(|number| node(format!("n{number}"), "0.7.0", "provisioned"))
+            .collect();
+        nodes.extend((0..6).map(|number| node(format!("old{number}"), "0.6.0", "failed")));
+        let text = StatusTable::new(&nodes, &[shim]).text();
+        let lines: Vec<&str> = text.lines().filter(|it| it.contains(" nodes")).collect();
+        assert_eq!(
+            lines,
+            [
+                "spin 0.7.0 (sha256 0a7a00a7a00a…) on 5000 nodes",
+                "spin 0.6.0 (sha256 0a6a00a6a00a…) on 6 nodes: old0, old1, old2, old3, old4, …",
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A node as decisions see it, and the known state of its host. Decisions read no object of the API directly. Pure: no client, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -381,24 +382,35 @@ const SHOWN_DIGITS: usize = 12;
 /// Longest release in the annotation, in bytes.
 const LONGEST_RELEASE: usize = 20;
 
-impl AppliedShim {
-    /// The reason of a failure, after the binary that the host still serves.
-    #[must_use]
-    pub fn while_serving(&self, reason: &str) -> String {
-        self.served_binary().map_or_else(
-            || reason.to_owned(),
-            |binary| format!("still serves {binary}: {reason}"),
-        )
-    }
+/// The binary of a Shim on a host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Binary {
+    /// Its release, if the location names one.
+    pub release: Option<String>,
+    /// Its SHA-256.
+    pub sha256: Sha256Digest,
+}
 
-    /// The binary of a request that was fulfilled, as far as the host still serves it: its release and its digest.
+/// The binary for people, with the first digits of its digest: `0.6.0 (sha256 2d03…)`.
+impl fmt::Display for Binary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = &self.sha256.to_string()[..SHOWN_DIGITS];
+        match &self.release {
+            Some(release) => write!(formatter, "{release} (sha256 {digest}…)"),
+            None => write!(formatter, "sha256 {digest}…"),
+        }
+    }
+}
+
+impl AppliedShim {
+    /// The binary of a request that was fulfilled, as far as the host still serves it.
     #[must_use]
-    pub fn served_binary(&self) -> Option<String> {
+    pub fn served_binary(&self) -> Option<Binary> {
         let serves = self.fulfilled.is_some() && self.handlers.values().any(|served| *served);
-        let sha256 = self.sha256.filter(|_| serves)?;
-        let release = self.release.as_deref().unwrap_or("the former binary");
-        let digest = &sha256.to_string()[..SHOWN_DIGITS];
-        Some(format!("{release} (sha256 {digest}…)"))
+        Some(Binary {
+            release: self.release.clone(),
+            sha256: self.sha256.filter(|_| serves)?,
+        })
     }
 
     /// Whether the host has what `request` asks for. A Shim that is to be kept may be there in any version.

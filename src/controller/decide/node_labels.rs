@@ -6,7 +6,7 @@ use super::desired::{Cluster, Desired, Verdict};
 use super::ending_pods;
 use super::event::{EventSpec, by_cause};
 use super::types::{JobStep, NodeEdit, Observed, Plan};
-use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::cluster::node_view::{Applied, Binary, NodeView};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::controller::cluster::slim::Taint;
 use crate::handoff::{self, Problem};
@@ -23,6 +23,15 @@ fn served(node: &NodeView, applied: Option<&Applied>, shim: &str, handler: &str)
     }) && node.lists(handler)
 }
 
+/// The binary of a Shim that the host serves, as specified or not. `None` if the kubelet does not list its handler, and on a node that can
+/// carry no shim: no pod there can use what the host has.
+#[must_use]
+pub fn served_binary(applied: Option<&Applied>, shim: &str, desired: &Desired) -> Option<Binary> {
+    let known = applied?.shims.get(shim)?;
+    let is_trusted = desired.node_problem.is_none() && !desired.distrusted.contains(shim);
+    known.served_binary().filter(|_| is_trusted)
+}
+
 /// The progress of one Shim on the node, and the reason if it failed or is unsupported.
 #[must_use]
 pub fn progress(
@@ -33,9 +42,9 @@ pub fn progress(
     desired: &Desired,
 ) -> Option<(Progress, Option<String>)> {
     let known = applied.and_then(|applied| applied.shims.get(shim));
-    let while_serving = |reason: String| {
-        let known = known.filter(|_| !desired.distrusted.contains(shim));
-        known.map_or(reason.clone(), |known| known.while_serving(&reason))
+    let while_serving = |reason: String| match served_binary(applied, shim, desired) {
+        Some(binary) => format!("still serves {binary}: {reason}"),
+        None => reason,
     };
     if let Some(problem) = verdict.fault() {
         let progress = match verdict {

@@ -1,5 +1,6 @@
 //! The decision about one Shim: its finalizer, its RuntimeClasses, its status and Events. Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -9,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::event::{EventSpec, LONGEST_NOTE, cut};
 use super::runtime_classes::{self, RuntimeClassPlan};
 use super::types::Tally;
-use crate::api::{FirstBinary, ShimStatus};
+use crate::api::{FirstBinary, MOST_BINARIES, ServedBinary, ShimStatus};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{Problem, elide};
 use crate::names::reasons;
@@ -204,6 +205,7 @@ fn status(
         nodes_pending: count(tally.underway()),
         nodes_failed: count(failed),
         observed_generation: shim.generation,
+        binaries: binaries(tally),
         first_binaries: None,
     }
 }
@@ -432,6 +434,19 @@ fn first_binaries(shim: &ShimView, now: &[FirstBinary]) -> Option<Vec<FirstBinar
     let has_some = before.is_some_and(|status| status.first_binaries.is_some());
     let is_due = shim.spec.is_ok() && (has_some || !now.is_empty());
     is_due.then(|| now.to_vec())
+}
+
+/// The binaries that nodes serve, that of most nodes first.
+fn binaries(tally: &Tally) -> Vec<ServedBinary> {
+    let mut binaries: Vec<_> = tally.binaries.iter().collect();
+    // A stable sort: of equally many nodes, the order of releases and digests decides.
+    binaries.sort_by_key(|(_, nodes)| Reverse(**nodes));
+    let served = binaries.into_iter().map(|(binary, nodes)| ServedBinary {
+        release: binary.release.clone(),
+        sha256: binary.sha256.to_string(),
+        nodes: count(*nodes),
+    });
+    served.take(MOST_BINARIES).collect()
 }
 
 fn removing(nodes: &BTreeMap<String, Option<String>>) -> String {

@@ -11,7 +11,7 @@ use super::event::EventSpec;
 use crate::api::FirstBinary;
 use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::cluster::job_view::JobView;
-use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::cluster::node_view::{Applied, Binary, NodeView};
 use crate::controller::cluster::slim::Taint;
 use crate::handoff::{EndingPod, Problem, ProvisionRequest, Sha256Digest};
 
@@ -185,6 +185,8 @@ pub struct Tally {
     pub removing: BTreeMap<String, Option<String>>,
     /// Nodes that may carry any of it, selected or not.
     pub carried: usize,
+    /// The binaries that nodes serve, as specified or not, each with the number of nodes.
+    pub binaries: BTreeMap<Binary, usize>,
     /// Nodes whose last attempt failed, each with the reason.
     pub failures: BTreeMap<String, String>,
     /// Selected nodes that can't carry it, each with the reason. They count neither as failed nor as selected.

@@ -10,6 +10,9 @@ use crate::controller::decide::types::Tally;
 impl Tally {
     fn count(&mut self, node: &str, summary: &NodeSummary, on_node: &ShimOnNode) {
         self.carried += usize::from(on_node.carried);
+        if let Some(binary) = &on_node.binary {
+            *self.binaries.entry(binary.clone()).or_default() += 1;
+        }
         self.workers += usize::from(is_worker_left(summary, on_node));
         if is_queued(summary, on_node) {
             self.queue.insert((summary.control_plane, node.to_owned()));
@@ -46,6 +49,12 @@ impl Tally {
 
     fn discount(&mut self, node: &str, summary: &NodeSummary, on_node: &ShimOnNode) {
         self.carried -= usize::from(on_node.carried);
+        if let Some(binary) = &on_node.binary
+            && let Some(nodes) = self.binaries.get_mut(binary)
+        {
+            *nodes -= 1;
+            self.binaries.retain(|_, nodes| *nodes > 0);
+        }
         self.workers -= usize::from(is_worker_left(summary, on_node));
         self.queue.remove(&(summary.control_plane, node.to_owned()));
         match &on_node.phase {

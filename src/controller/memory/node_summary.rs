@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::controller::cluster::job_view::{JobProgress, JobView};
-use crate::controller::cluster::node_view::{Applied, NodeView};
+use crate::controller::cluster::node_view::{Applied, Binary, NodeView};
 use crate::controller::decide::desired::{self, Desired, Verdict};
 use crate::controller::decide::ending_pods;
 use crate::controller::decide::job_due::may_begin;
@@ -56,6 +56,8 @@ pub struct ShimOnNode {
     pub phase: Phase,
     /// Whether the host may carry a part of the Shim, or a Job is about to install the Shim.
     pub carried: bool,
+    /// The binary that the host serves, as specified or not.
+    pub binary: Option<Binary>,
 }
 
 /// The summary of one node.
@@ -89,15 +91,9 @@ impl NodeSummary {
             return Self::default();
         };
         let (plan, desired) = (&decision.plan, &decision.desired);
-        let job_is_unrecorded = decision.job_is_unrecorded;
-        let applied = decision.applied.as_ref();
+        let (job_is_unrecorded, applied) = (decision.job_is_unrecorded, decision.applied.as_ref());
         let begins = matches!(plan.job, JobStep::Create { .. });
-        let asked: BTreeSet<&str> = job
-            .and_then(|job| job.request.as_ref())
-            .into_iter()
-            .flat_map(|request| &request.shims)
-            .map(|shim| shim.name.as_str())
-            .collect();
+        let asked = requested(job);
         let carried = |shim: &str| {
             let wanted = desired.verdicts.get(shim).and_then(Verdict::request);
             let may_carry = desired.node_problem.is_none() && carries(node, applied, shim);
@@ -120,6 +116,7 @@ impl NodeSummary {
         });
         let is_fetching = |job: &JobView| job.progress == JobProgress::Fetching;
         let fetches = job_is_unrecorded && job.is_some_and(is_fetching);
+        let binary = |shim: &str| node_labels::served_binary(applied, shim, desired);
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -154,7 +151,12 @@ impl NodeSummary {
                 }
             };
             let carried = carried(shim);
-            shims.insert(shim.clone(), ShimOnNode { phase, carried });
+            let on_node = ShimOnNode {
+                phase,
+                carried,
+                binary: binary(shim),
+            };
+            shims.insert(shim.clone(), on_node);
         }
         let known = applied.into_iter().flat_map(|applied| applied.shims.keys());
         let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
@@ -168,8 +170,12 @@ impl NodeSummary {
                         .or_else(|| named.clone())
                         .or_else(|| obstacle.map(|state| format!("the node is {state}"))),
                 };
-                let carried = true;
-                shims.insert(shim, ShimOnNode { phase, carried });
+                let on_node = ShimOnNode {
+                    phase,
+                    carried: true,
+                    binary: binary(&shim),
+                };
+                shims.insert(shim, on_node);
             }
         }
         Self {
@@ -184,6 +190,13 @@ impl NodeSummary {
             lost: lost(desired),
         }
     }
+}
+
+/// The Shims in the request of a Job.
+fn requested(job: Option<&JobView>) -> BTreeSet<&str> {
+    let request = job.and_then(|job| job.request.as_ref());
+    let shims = request.into_iter().flat_map(|request| &request.shims);
+    shims.map(|shim| shim.name.as_str()).collect()
 }
 
 /// The Shims that lost a handler to another one, each with a sentence.

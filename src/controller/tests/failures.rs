@@ -227,6 +227,13 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     let degraded = &after.status(0).status.unwrap().conditions[2].message;
     let told = "n1: still serves 0.6.0 (sha256 aaaaaaaaaaaa…): wrong digest";
     assert_eq!(degraded, told);
+    // The columns of `kubectl get shims -o wide`.
+    let served = &after.status(0).status.unwrap().binaries;
+    let served: Vec<_> = served
+        .iter()
+        .map(|it| (it.release.as_deref(), &it.sha256[..4], it.nodes))
+        .collect();
+    assert_eq!(served, [(Some("0.6.0"), "aaaa", 1)]);
 }
 
 #[test]
