@@ -42,10 +42,9 @@ pub fn progress(
     desired: &Desired,
 ) -> Option<(Progress, Option<String>)> {
     let known = applied.and_then(|applied| applied.shims.get(shim));
-    let while_serving = |reason: String| match served_binary(applied, shim, desired) {
-        Some(binary) => format!("still serves {binary}: {reason}"),
-        None => reason,
-    };
+    let serving = served_binary(applied, shim, desired);
+    let serving = serving.map_or(String::new(), |it| format!("; still serves {it}"));
+    let while_serving = |reason: String| reason + &serving;
     if let Some(problem) = verdict.fault() {
         let progress = match verdict {
             Verdict::Unsupported(_) => Progress::Unsupported,
@@ -56,11 +55,18 @@ pub fn progress(
             | Verdict::HandlersTaken(_)
             | Verdict::Idle => Progress::Failed,
         };
-        return Some((progress, Some(while_serving(problem.sentence()))));
+        let problem = Problem {
+            message: while_serving(problem.message.clone()),
+            help: problem.help.clone(),
+        };
+        return Some((progress, Some(problem.sentence())));
     }
     let request = verdict.request()?;
     if let Some(known) = known.filter(|known| known.is_unsupported(request)) {
-        return Some((Progress::Unsupported, known.reason.clone()));
+        return Some((
+            Progress::Unsupported,
+            known.reason.clone().map(while_serving),
+        ));
     }
     let fulfilled = known.is_some_and(|known| known.fulfils(request));
     let handlers = desired.handlers_of(verdict);

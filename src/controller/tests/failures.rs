@@ -225,7 +225,7 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     assert_eq!(after.label("handler.farrier.dev/spin-v2"), Some("true"));
     assert!(after.decide().is_empty());
     let degraded = &after.status(0).status.unwrap().conditions[2].message;
-    let told = "n1: still serves 0.6.0 (sha256 aaaaaaaaaaaa…): wrong digest";
+    let told = "n1: wrong digest; still serves 0.6.0 (sha256 aaaaaaaaaaaa…)";
     assert_eq!(degraded, told);
     // The columns of `kubectl get shims -o wide`.
     let served = &after.status(0).status.unwrap().binaries;

@@ -194,6 +194,30 @@ fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes
 }
 
 #[test]
+fn the_reason_comes_before_what_the_node_still_serves() {
+    let reason = |change: fn(&mut Scene)| {
+        let mut scene = Scene::provisioned();
+        change(&mut scene);
+        match &scene.stepped().summary().shims["spin"].phase {
+            Phase::Unsupported(reason) | Phase::Failed { reason, .. } => reason.clone(),
+            phase => panic!("{phase:?}"),
+        }
+    };
+    let of_the_shim = reason(|scene| {
+        let platform =
+            json!([{"os": "linux", "arch": "arm64", "location": "https://example.org/a"}]);
+        scene.spec().fetch_strategy.platforms = serde_json::from_value(platform).unwrap();
+    });
+    let (message, help) = of_the_shim.split_once("; still serves ").unwrap();
+    assert!(message.contains("linux/amd64"), "{message}");
+    assert!(help.starts_with("sha256 aaaaaaaaaaaa…. "), "{help}");
+    // No pod can use what such a host has.
+    let of_the_node = reason(|scene| scene.node.runtime = "docker://28.0.1".to_owned());
+    assert!(of_the_node.starts_with("this node uses the container runtime docker"));
+    assert!(!of_the_node.contains("still serves"), "{of_the_node}");
+}
+
+#[test]
 fn a_wrong_artifact_fails_where_the_former_release_is_served() {
     let mut scene = Scene::provisioned();
     scene.upgrade();
