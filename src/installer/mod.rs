@@ -103,7 +103,7 @@ pub async fn fetch(
     out: &Path,
     options: FetchOptions<'_>,
 ) -> Result<Vec<FetchResult>, Error> {
-    let request = source.read()?;
+    let request = source.read(options.allow_link_local)?;
     Ok(artifact::fetch::fetch(&request.shims, out, options).await?)
 }
 
@@ -136,7 +136,9 @@ impl RunResult {
 /// Installs the requested shims on the host. Every outcome, also a failure, is in the report.
 pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = report_of(mode);
-    let request = match options.source.read() {
+    // Nothing is downloaded beside a hand-off directory.
+    let allow_link_local = options.allow_link_local || options.artifacts.is_some();
+    let request = match options.source.read(allow_link_local) {
         Ok(request) => request,
         Err(error) => return unusable(report, &error),
     };

@@ -12,6 +12,7 @@ use crate::handoff::{
     self, OnRestart, Owner, Problem, ProvisionRequest, RestartPolicy, Sha256Digest, ShimRequest,
     has_known_scheme, is_runtime_class_handler, path_on_host, shown_location,
 };
+use crate::installer::artifact::link_local::{LinkLocal, check_url};
 use crate::installer::host::{self, HostRoot, Target};
 use crate::installer::inspect::{self, HostFacts, gather};
 use crate::installer::plan::{Goal, Scope};
@@ -54,6 +55,17 @@ pub enum Error {
         /// The location without secrets.
         location: String,
     },
+    /// The location of a shim is at an address that no download may use.
+    #[error("invalid location {location:?} of shim {shim}: {source}")]
+    LinkLocal {
+        /// The shim.
+        shim: String,
+        /// The location without secrets.
+        location: String,
+        /// The address.
+        #[source]
+        source: LinkLocal,
+    },
     /// The path of the configuration file is not absolute or not UTF-8.
     #[error("invalid path of containerd's configuration file: {}", .0.display())]
     ConfigPath(PathBuf),
@@ -78,6 +90,9 @@ impl Error {
             Self::Location { .. } => {
                 Cow::Borrowed("use an https://, http:// or file:///path/on/the/node URL")
             }
+            Self::LinkLocal { .. } => Cow::Borrowed(
+                "use another location, or allow such addresses with --allow-link-local",
+            ),
             Self::ConfigPath(_) => Cow::Borrowed("use an absolute path"),
             Self::Host(error) => return error.help(),
         })
@@ -93,6 +108,7 @@ impl Error {
             | Self::ReservedHandler(_)
             | Self::OptionName { .. }
             | Self::Location { .. }
+            | Self::LinkLocal { .. }
             | Self::ConfigPath(_) => true,
             Self::Host(_) => false,
         }
@@ -257,16 +273,21 @@ impl UninstallOptions {
 }
 
 impl RequestSource {
-    /// Reads the request and validates it.
+    /// Reads the request and validates it. `allow_link_local` is the option of the downloads.
     ///
     /// # Errors
     /// When the file can't be read or the request is invalid.
-    pub fn read(&self) -> Result<ProvisionRequest, Error> {
+    pub fn read(&self, allow_link_local: bool) -> Result<ProvisionRequest, Error> {
         let request = self.parse()?;
         match request.owner {
             // A fault of one Shim must not stop the others, so the plan refuses that Shim alone.
             Owner::Cluster => {}
-            Owner::Local | Owner::Kwasm | Owner::Rcm => check_shims(&request)?,
+            Owner::Local | Owner::Kwasm | Owner::Rcm => {
+                check_shims(&request)?;
+                if !allow_link_local {
+                    check_addresses(&request)?;
+                }
+            }
         }
         Ok(request)
     }
@@ -329,6 +350,22 @@ fn check_shims(request: &ProvisionRequest) -> Result<(), Error> {
         .try_for_each(|name| check_handler(name))
 }
 
+/// Checks the addresses in locations. The address of a name is known, and checked, when the name is resolved.
+fn check_addresses(request: &ProvisionRequest) -> Result<(), Error> {
+    for shim in &request.shims {
+        let url = Url::parse(&shim.location).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "https" | "http"));
+        if let Some(Err(source)) = url.as_ref().map(check_url) {
+            return Err(Error::LinkLocal {
+                shim: shim.name.clone(),
+                location: shown_location(&shim.location),
+                source,
+            });
+        }
+    }
+    Ok(())
+}
+
 fn check_handler(name: &str) -> Result<(), Error> {
     if !is_runtime_class_handler(name) {
         return Err(Error::Handler(name.to_owned()));
@@ -369,7 +406,7 @@ mod tests {
 
     fn read(shims: Vec<ShimRequest>, reserve: &[&str]) -> Result<ProvisionRequest, Error> {
         let reserve = reserve.iter().map(ToString::to_string).collect();
-        RequestSource::CommandLine { shims, reserve }.read()
+        RequestSource::CommandLine { shims, reserve }.read(false)
     }
 
     /// The refusal of one shim of the command line.
@@ -410,6 +447,25 @@ mod tests {
     ) {
         let message = format!("invalid location {shown:?} of shim a: Farrier can't fetch it");
         assert_eq!(refusal(shim("a", location)), message);
+    }
+
+    #[rstest]
+    #[case::of_ipv4("http://169.254.169.254/a", "169.254.169.254")]
+    #[case::as_a_number("http://2852039166/a", "169.254.169.254")]
+    #[case::of_ipv6("https://[fe80::1]/a", "fe80::1")]
+    #[case::of_a_metadata_service("http://100.100.100.200/a", "100.100.100.200")]
+    fn a_link_local_location_is_a_usage_error_unless_it_is_allowed(
+        #[case] location: &str,
+        #[case] address: &str,
+    ) {
+        let message = refusal(shim("a", location));
+        assert!(
+            message.contains(&format!("at {address}, a link-local")),
+            "{message}"
+        );
+        let (shims, reserve) = (vec![shim("a", location)], Vec::new());
+        let source = RequestSource::CommandLine { shims, reserve };
+        assert_eq!(source.read(true).unwrap().shims[0].location, location);
     }
 
     #[test]

@@ -13,11 +13,11 @@ use crate::dns::{self, Resolver};
 /// A location is at an address that no download may use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{host} is at {address}, a link-local address or an address of a cloud's metadata service")]
-pub(crate) struct LinkLocal {
+pub struct LinkLocal {
     /// Name of the server, or its address.
-    pub(crate) host: String,
+    pub host: String,
     /// The address.
-    pub(crate) address: IpAddr,
+    pub address: IpAddr,
 }
 
 impl LinkLocal {
@@ -100,7 +100,10 @@ fn is_in(address: IpAddr, network: IpAddr, length: u32) -> bool {
 }
 
 /// Checks the address in a URL. A name is checked when it is resolved.
-pub(crate) fn check_url(url: &Url) -> Result<(), LinkLocal> {
+///
+/// # Errors
+/// When no download may use the address.
+pub fn check_url(url: &Url) -> Result<(), LinkLocal> {
     // The URL's parser has brought every notation of an IPv4 address into the usual one (WHATWG URL Standard, *IPv4 parser*).
     let host = url.host_str().unwrap_or_default();
     let plain = host

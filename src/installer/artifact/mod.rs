@@ -3,6 +3,6 @@
 pub mod error;
 pub mod fetch;
 pub mod handoff_dir;
-mod link_local;
+pub mod link_local;
 mod progress;
 pub mod unpack;
