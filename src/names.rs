@@ -195,6 +195,8 @@ pub mod reasons {
     pub const UNSUPPORTED: &str = "Unsupported";
     /// Event and condition reason: everything requested is served.
     pub const PROVISIONED: &str = "Provisioned";
+    /// Event reason: the cluster took over handlers that the command line had installed.
+    pub const TAKEN_OVER: &str = "TakenOver";
     /// Condition reason: a node is in progress.
     pub const PROVISIONING: &str = "Provisioning";
     /// Condition reason: the Shim is being removed.

@@ -24,7 +24,7 @@ pub use printable::{printable, printable_up_to};
 pub use problem::{Problem, elide};
 pub use report::{
     FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
-    TERMINATION_MESSAGE_LIMIT,
+    TERMINATION_MESSAGE_LIMIT, TakenOver,
 };
 pub use request::{FINGERPRINT_LENGTH, OptionValue, Owner, ProvisionRequest, ShimRequest};
 pub use restart_policy::{OnRestart, RestartPolicy};

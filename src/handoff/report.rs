@@ -81,6 +81,9 @@ pub struct ProvisionReport {
     /// The pods that use handlers which could not be changed or removed, whatever the reason is.
     #[serde(default, skip_serializing_if = "EndingPods::is_empty")]
     pub using_pods: EndingPods,
+    /// The handlers that the cluster has taken over from the command line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken_over: Vec<TakenOver>,
     /// Sentences about the host that an operator should know, whatever the outcome is.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -194,6 +197,18 @@ pub enum FileAction {
     Removed,
 }
 
+/// A handler that the command line had installed, and that belongs to a Shim of the cluster now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenOver {
+    /// The handler.
+    pub handler: String,
+    /// Whether another binary or other options replaced those of the command line.
+    pub replaced: bool,
+    /// What was done, in one sentence.
+    pub message: String,
+}
+
 impl ProvisionReport {
     /// A report with an outcome. All other fields are empty.
     #[must_use]
@@ -214,6 +229,7 @@ impl ProvisionReport {
             ending_pods: EndingPods::default(),
             refused_for_pods: false,
             using_pods: EndingPods::default(),
+            taken_over: Vec::new(),
             notes: Vec::new(),
             containerd: None,
             distro: None,
@@ -290,6 +306,10 @@ impl ProvisionReport {
             report.using_pods.shorten(3);
         }
         if !fits(&report) {
+            // The first one tells an operator where to look.
+            report.taken_over.truncate(1);
+        }
+        if !fits(&report) {
             // The cause of each failure comes before the next steps.
             for handler in &mut report.handlers {
                 handler.remedy = None;
@@ -319,6 +339,7 @@ impl ProvisionReport {
         }
         if !fits(&report) {
             report.unsupported_shims.clear();
+            report.taken_over.clear();
         }
         // Only very many handlers with very long names come this far. A handler that is left out counts as not served.
         while !fits(&report) && report.handlers.pop().is_some() {}

@@ -78,7 +78,10 @@ pub fn of(
     let over = || patience(seen, job).is_none();
     match &job.progress {
         JobProgress::Running | JobProgress::Fetching => None,
-        JobProgress::Answered(report) => Some(read(seen, desired, applied, job, request, report)),
+        JobProgress::Answered(report) => {
+            let end = read(seen, desired, applied, job, request, report);
+            Some(with_taken_over(end, report))
+        }
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
         }
@@ -707,8 +710,39 @@ fn with_served(note: &str, applied: &Applied) -> String {
     if served.is_empty() {
         return note.to_owned();
     }
-    let served = cut(&format!("; still served: {served}"), LONGEST_NOTE / 2);
-    format!("{}{served}", cut(note, LONGEST_NOTE - served.len()))
+    followed_by(note, &format!("still served: {served}"))
+}
+
+/// Two sentences as one note. Each of them has room for a half at least.
+fn followed_by(note: &str, more: &str) -> String {
+    let more = cut(&format!("; {more}"), LONGEST_NOTE / 2);
+    format!("{}{more}", cut(note, LONGEST_NOTE - more.len()))
+}
+
+/// Adds to the Event which handlers of the command line belong to the cluster now. Who installed them must learn that.
+fn with_taken_over(mut end: JobEnd, report: &ProvisionReport) -> JobEnd {
+    if report.taken_over.is_empty() {
+        return end;
+    }
+    let messages = report.taken_over.iter().map(|it| it.message.as_str());
+    let told = messages.collect::<Vec<_>>().join("; ");
+    let taken_over = |note: String| EventSpec {
+        warning: report.taken_over.iter().any(|it| it.replaced),
+        reason: reasons::TAKEN_OVER.to_owned(),
+        note,
+    };
+    end.event = Some(match end.event.take() {
+        None => taken_over(cut(&told, LONGEST_NOTE)),
+        Some(event) if event.reason == reasons::PROVISIONED => {
+            taken_over(followed_by(&event.note, &told))
+        }
+        // A failure or a wait keeps its reason.
+        Some(event) => EventSpec {
+            note: followed_by(&event.note, &told),
+            ..event
+        },
+    });
+    end
 }
 
 /// The problem of the whole host, and the problem of each Shim that failed, for an Event.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::controller::decide::job_result::refused_pod;
 use crate::controller::memory::node_summary::Phase;
-use crate::handoff::Problem;
+use crate::handoff::{Problem, TakenOver};
 
 #[test]
 fn the_removal_of_a_shim_in_use_is_tried_again() {
@@ -234,6 +234,31 @@ fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
         .map(|it| (it.release.as_deref(), &it.sha256[..4], it.nodes))
         .collect();
     assert_eq!(served, [(Some("0.6.0"), "aaaa", 1)]);
+}
+
+#[rstest]
+#[case::adopted(false, None)]
+#[case::replaced(true, None)]
+#[case::beside_a_failure(true, Some("wrong digest"))]
+fn a_handler_that_the_cluster_takes_over_from_the_command_line_is_told(
+    #[case] replaced: bool,
+    #[case] failure: Option<&str>,
+) {
+    let result = failure.map_or(Outcome::Applied, |_| Outcome::Partial);
+    let mut scene = scene().annotated().stepped().answers(result, true, failure);
+    scene.report().taken_over = vec![TakenOver {
+        handler: "spin-v2".to_owned(),
+        replaced,
+        message: "handler spin-v2 belongs to Shim spin".to_owned(),
+    }];
+    let event = scene.step().1.event.unwrap();
+    let (reason, note) = match failure {
+        Some(_) => ("ProvisionFailed", "wrong digest"),
+        None => ("TakenOver", "the host serves spin"),
+    };
+    assert_eq!((event.warning, &*event.reason), (replaced, reason));
+    let expected = format!("{note}; handler spin-v2 belongs to Shim spin");
+    assert_eq!(event.note, expected);
 }
 
 #[test]

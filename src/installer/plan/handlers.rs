@@ -9,7 +9,7 @@ use super::preconditions::note_on_cluster;
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
-use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest, ShimRequest};
+use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest, ShimRequest, TakenOver};
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{Binary, OwnedHandler, owner_name};
 
@@ -447,6 +447,56 @@ pub(crate) fn notes(
             known.map(|owned| &owned.shim).any(|known| known == shim)
         }))
         .collect()
+}
+
+/// The handlers that the cluster takes over from the command line. A host that was prepared with the shims of its cluster is adopted as it
+/// is.
+pub(crate) fn from_command_line(
+    facts: &HostFacts,
+    next: &BTreeMap<String, OwnedHandler>,
+) -> Vec<TakenOver> {
+    let taken_over = next.iter().filter_map(|(name, owned)| {
+        let before = facts.state.handlers.get(name)?;
+        let is_taken_over =
+            owned.owner == Owner::Cluster && before.owner == Owner::Local && !before.is_reserved();
+        is_taken_over.then(|| taken_over(name, before, owned))
+    });
+    taken_over.collect()
+}
+
+fn taken_over(handler: &str, before: &OwnedHandler, owned: &OwnedHandler) -> TakenOver {
+    let mut changes = Vec::new();
+    if before.sha256() != owned.sha256() {
+        let (before, now) = (described_binary(before), described_binary(owned));
+        changes.push(format!("its binary {before} is replaced by {now}"));
+    }
+    if before.options != owned.options {
+        changes.push("its options are replaced by those of the Shim".to_owned());
+    }
+    let replaced = !changes.is_empty();
+    let what = if replaced {
+        changes.join(", and ")
+    } else {
+        "its binary and its options are the same".to_owned()
+    };
+    TakenOver {
+        handler: handler.to_owned(),
+        replaced,
+        message: format!(
+            "handler {handler}, which the command line installed as shim {}, belongs to Shim {} of the cluster now: {what}",
+            before.shim, owned.shim
+        ),
+    }
+}
+
+/// The release and the SHA-256 of the binary of a handler.
+fn described_binary(owned: &OwnedHandler) -> String {
+    let digest = owned.sha256().map(|it| format!("SHA-256 {it}"));
+    let digest = digest.unwrap_or_default();
+    match owned.release() {
+        Some(release) => format!("{release} ({digest})"),
+        None => digest,
+    }
 }
 
 /// A note for each shim that the goal removes and that is not installed.

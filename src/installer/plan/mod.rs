@@ -27,7 +27,7 @@ use binaries::{lost, symlinks, to_store, unneeded};
 use config_edit::{ConfigEdit, CurrentConfig, check_prerequisites, declarations};
 use expected::{former_declarations, is_served};
 pub use goal::{Goal, Scope};
-use handlers::{handler_set, notes, unknown_shims};
+use handlers::{from_command_line, handler_set, notes, unknown_shims};
 use in_use::{Dependents, note_on_orphans};
 use preconditions::{
     check_host, check_owner, check_restart, is_bare, notes_on_ending, unwritable_config,
@@ -154,6 +154,8 @@ fn assemble(
     let store = to_store(facts, goal, &next);
     let symlinks = symlinks(facts, &next, &store);
     let mut notes = notes(facts, goal, &set, &next);
+    let taken_over = from_command_line(facts, &next);
+    notes.extend(taken_over.iter().map(|it| it.message.clone()));
     notes.extend(note_on_orphans(facts, &[&set.next, &set.draining]));
     notes.extend(of_restart);
     if !config.is_empty() && !next.is_empty() {
@@ -231,6 +233,7 @@ fn assemble(
         leaving,
         waits_for: Vec::new(),
         handlers: set.reports,
+        taken_over,
         notes,
         managed,
         declared,

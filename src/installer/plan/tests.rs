@@ -6,7 +6,7 @@ use rstest::rstest;
 
 use super::expected::verify;
 use super::*;
-use crate::handoff::{OnRestart, OptionValue, Problem, Sha256Digest};
+use crate::handoff::{OnRestart, OptionValue, Problem, Sha256Digest, TakenOver};
 use crate::installer::containerd::cri::Served;
 use crate::installer::containerd::daemon::Containerd;
 use crate::installer::containerd::service::RestartEffect;
@@ -834,4 +834,46 @@ fn the_command_line_changes_a_handler_of_the_cluster_only_on_request() {
     // A handler that is only reserved has no binary of the cluster.
     let reserving = decide(&host().build(), &goal(&["b"]).reserve(&["a"]).build()).unwrap();
     decide(&after(host().build(), reserving), &local().build()).unwrap();
+}
+
+#[rstest]
+#[case::the_same(DIGEST, "", None)]
+#[case::another_binary(
+    OTHER_DIGEST,
+    "",
+    Some(format!("its binary SHA-256 {DIGEST} is replaced by SHA-256 {OTHER_DIGEST}"))
+)]
+#[case::other_options(DIGEST, "X", Some("its options are replaced by those of the Shim".to_owned()))]
+fn the_cluster_tells_what_it_takes_over_from_the_command_line(
+    #[case] sha256: Sha256Digest,
+    #[case] option: &str,
+    #[case] replaced: Option<String>,
+) {
+    let mut facts = host().installed(&["a", "b"]).build();
+    for owned in facts.state.handlers.values_mut() {
+        owned.owner = Owner::Local;
+    }
+    let mut goal = goal(&["a"]).binary("a", sha256).build();
+    if !option.is_empty() {
+        let options = &mut goal.shims[0].options;
+        options.insert(option.to_owned(), OptionValue::Boolean(true));
+    }
+    let plan = decide(&facts, &goal).unwrap();
+    let what = replaced.clone();
+    let what = what.unwrap_or_else(|| "its binary and its options are the same".to_owned());
+    let message = format!(
+        "handler a, which the command line installed as shim a, belongs to Shim a of the cluster now: {what}"
+    );
+    assert!(plan.notes.contains(&message), "{:?}", plan.notes);
+    let expected = TakenOver {
+        handler: "a".to_owned(),
+        replaced: replaced.is_some(),
+        message,
+    };
+    assert_eq!(plan.taken_over, [expected]);
+    assert_eq!(written(&plan).handlers["a"].owner, Owner::Cluster);
+    // Handlers that no Shim has stay with the command line, and the next run has nothing to tell.
+    assert_eq!(written(&plan).handlers["b"].owner, Owner::Local);
+    let facts = after(facts, plan);
+    assert_eq!(decide(&facts, &goal).unwrap().taken_over, []);
 }

@@ -9,7 +9,7 @@ use super::config_source;
 use super::pending::{ACCEPT_PENDING_CHANGES, PendingChanges};
 use crate::containerd_config::{self, Handler};
 use crate::handoff::{
-    EndingPod, EndingPods, HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest,
+    EndingPod, EndingPods, HandlerReport, Owner, Problem, RestartPolicy, Sha256Digest, TakenOver,
 };
 use crate::installer::containerd::process::{Reason, Refusal};
 use crate::installer::distro;
@@ -46,6 +46,8 @@ pub struct HostPlan {
     pub leaving: BTreeMap<String, OwnedHandler>,
     /// The report on each handler; `served` is the value after a successful change.
     pub handlers: Vec<HandlerReport>,
+    /// The handlers that the cluster takes over from the command line.
+    pub taken_over: Vec<TakenOver>,
     /// Notes for an operator on a successful change, each one sentence.
     pub notes: Vec<String>,
     /// The names of all handlers that Farrier manages before or after the change.

@@ -25,6 +25,7 @@ pub(crate) fn sanitize(mut report: ProvisionReport) -> ProvisionReport {
         .chain([&mut report.reason, &mut report.remedy])
         .flatten()
         .chain(&mut report.notes)
+        .chain(report.taken_over.iter_mut().map(|it| &mut it.message))
     {
         *text = printable(text);
     }
@@ -49,6 +50,7 @@ pub(crate) fn add_plan_result(report: &mut ProvisionReport, facts: &HostFacts, p
             .iter_mut()
             .for_each(|handler| handler.served = false);
     }
+    report.taken_over.clone_from(&plan.taken_over);
     // A recovery has notes, too.
     report.notes.extend(plan.notes.iter().cloned());
     // Those that the restart of a recovery ended.
