@@ -14,11 +14,10 @@ use super::cluster::shim_view::{ShimObject, ShimView};
 use super::cluster::slim::NodeObject;
 use super::decide::desired::{Cluster, Desired, Verdict};
 use super::decide::ending_pods;
-use super::decide::event::cut;
 use super::decide::node_labels;
 use super::error::Error;
 use crate::api::MOST_BINARIES;
-use crate::handoff::{self, Problem, Sha256Digest};
+use crate::handoff::{self, Problem, Sha256Digest, printable_up_to};
 use crate::names::Progress;
 
 /// Time limit for the answers of the API server. A slower API server is down or unreachable.
@@ -269,7 +268,7 @@ impl NodeLine {
             };
             let cell = Cell {
                 progress: progress.label(),
-                reason: reason.map(|reason| cut(&reason, LONGEST_REASON)),
+                reason: reason.map(|reason| printable_up_to(&reason, LONGEST_REASON)),
                 release: known.and_then(|known| known.release.clone()),
                 sha256: known.and_then(|known| known.sha256),
                 serves: node_labels::served_binary(Some(&applied), shim, &desired),
@@ -294,7 +293,7 @@ impl ShimLine {
         // Ready comes first. Without Ready, and for a halted rollout, Progressing has the state as its reason.
         let of_state = conditions.iter().find(|it| is_named(&it.reason));
         let condition = of_state.or_else(|| conditions.first());
-        let message = condition.map(|it| handoff::printable_up_to(&it.message, LONGEST_MESSAGE));
+        let message = condition.map(|it| printable_up_to(&it.message, LONGEST_MESSAGE));
         Self {
             name: shim.name.clone(),
             state: state.as_deref().map(handoff::printable),
@@ -347,7 +346,7 @@ fn near_misses(node: &NodeView, cluster: &Cluster) -> Vec<String> {
         let sentence = format!(
             "{found} does not select the node for Shim {shims}, which needs the annotation {asked}"
         );
-        handoff::printable_up_to(&sentence, LONGEST_REASON)
+        printable_up_to(&sentence, LONGEST_REASON)
     });
     sentences.collect()
 }

@@ -23,7 +23,6 @@ use super::cluster::job_view::{JobProgress, JobView};
 use super::cluster::node_view::AppliedShim;
 use super::cluster::shim_view::ShimView;
 use super::cluster::slim::Taint;
-use super::decide::event::cut;
 use super::decide::job_due::backoff;
 use super::decide::shim_status::Finalizer;
 use super::decide::types::{Hold, JobStep, Plan};

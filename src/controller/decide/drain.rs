@@ -6,11 +6,11 @@ use jiff::Timestamp;
 
 use super::desired::Desired;
 use super::ending_pods::{have_ended, left, policy, waiting, waits};
-use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::event::{EventSpec, LONGEST_NOTE, shortened};
 use super::job_due::{LONGEST_RETRY, age, has_no_turn, is_drained_for_too_long, may_begin};
 use super::types::Observed;
 use crate::controller::cluster::node_view::{Applied, WaitingForPods};
-use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
+use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem, printable_up_to};
 use crate::names::reasons;
 
 /// Time after a restart until its pods are looked at. The kubelet starts a container again after 10, 20 and 40 s (Kubernetes, *Pod
@@ -115,7 +115,7 @@ fn cause(seen: &Observed, waiting: &WaitingForPods) -> String {
         )
     } else {
         let answer = seen.refused_eviction.map_or(String::new(), |answer| {
-            format!(" ({})", cut(answer, LONGEST_ANSWER))
+            format!(" ({})", printable_up_to(answer, LONGEST_ANSWER))
         });
         format!(
             "the pods were not evicted within {limit} s{answer}: check their PodDisruptionBudgets, delete these pods"
@@ -162,7 +162,7 @@ pub fn not_recovered(seen: &Observed, applied: &mut Applied) -> Option<EventSpec
         EventSpec {
             warning: true,
             reason: reasons::PODS_NOT_RUNNING.to_owned(),
-            note: cut(&problem.sentence_up_to(LONGEST_NOTE), LONGEST_NOTE),
+            note: shortened(&problem, LONGEST_NOTE),
         }
     })
 }

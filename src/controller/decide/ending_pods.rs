@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::desired::{Cluster, Desired};
-use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::event::{EventSpec, LONGEST_NOTE};
 use super::types::Observed;
 use crate::controller::cluster::ending_pods::PodStates;
 use crate::controller::cluster::node_view::{Applied, HoldingPods, WaitingForPods};
-use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem};
+use crate::handoff::{EndingPod, EndingPods, OnRestart, Problem, printable_up_to};
 use crate::names::reasons;
 
 /// Shortest wait between two looks at the pods of one node.
@@ -183,7 +183,7 @@ pub fn waits(cluster: &Cluster, desired: &Desired, waiting: &WaitingForPods) -> 
     EventSpec {
         warning: false,
         reason: reasons::WAITING_FOR_PODS.to_owned(),
-        note: cut(
+        note: printable_up_to(
             &problem(cluster, desired, waiting).sentence_up_to(LONGEST_NOTE),
             LONGEST_NOTE,
         ),

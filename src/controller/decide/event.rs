@@ -15,12 +15,6 @@ pub const NAMESPACE: &str = "default";
 /// Longest note of an Event, in bytes; Kubernetes allows 1,024 (events.k8s.io/v1).
 pub const LONGEST_NOTE: usize = 1_000;
 
-/// Shortens `text` to `longest` bytes on one line, without characters that a terminal acts on.
-#[must_use]
-pub fn cut(text: &str, longest: usize) -> String {
-    printable_up_to(text, longest)
-}
-
 /// The problems of several Shims: those of one cause are one problem, which names these Shims. Causes are also the same if only the path of
 /// a URL differs: four Shims of one server have one cause if the server is down.
 #[must_use]
@@ -67,12 +61,12 @@ fn without_paths(message: &str) -> String {
 }
 
 /// Longest reason per Shim, in bytes: thirty reasons stay far below the 256 KiB for annotations.
-const LONGEST_REASON: usize = 400;
+pub const LONGEST_REASON: usize = 400;
 
-/// Message and help in at most [`LONGEST_REASON`] bytes on one line. The help is left out first.
+/// Message and help in at most `longest` bytes on one line. The help is left out first.
 #[must_use]
-pub fn shortened(problem: &Problem) -> String {
-    cut(&problem.sentence_up_to(LONGEST_REASON), LONGEST_REASON)
+pub fn shortened(problem: &Problem, longest: usize) -> String {
+    printable_up_to(&problem.sentence_up_to(longest), longest)
 }
 
 /// The content of an Event.
@@ -93,7 +87,7 @@ impl EventSpec {
         Self {
             warning: true,
             reason: reasons::PROVISION_FAILED.to_owned(),
-            note: cut(reason, LONGEST_NOTE),
+            note: printable_up_to(reason, LONGEST_NOTE),
         }
     }
 
@@ -103,7 +97,7 @@ impl EventSpec {
         Self {
             warning: false,
             reason: reasons::PROVISIONED.to_owned(),
-            note: cut(
+            note: printable_up_to(
                 &format!("the host serves {}", shims.join(", ")),
                 LONGEST_NOTE,
             ),
@@ -116,7 +110,7 @@ impl EventSpec {
         Self {
             warning: false,
             reason: reasons::UNSUPPORTED.to_owned(),
-            note: cut(reason, LONGEST_NOTE),
+            note: printable_up_to(reason, LONGEST_NOTE),
         }
     }
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::desired::Desired;
 use super::ending_pods;
-use super::event::{EventSpec, LONGEST_NOTE, by_cause, cut, shortened};
+use super::event::{EventSpec, LONGEST_NOTE, LONGEST_REASON, by_cause, shortened};
 use super::job_due::{age, all_listed, backoff, pause};
 use super::types::{Ended, Observed};
 use super::unlisted::mark_unlisted;
@@ -18,7 +18,7 @@ use crate::controller::cluster::node_view::{
 };
 use crate::handoff::{
     EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
-    release_in,
+    printable_up_to, release_in,
 };
 use crate::names::reasons;
 
@@ -111,7 +111,7 @@ pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
 
 /// The Job did not report: keeps the known state, and records the reason.
 fn fail(seen: &Observed, mut applied: Applied, job: &JobView, problem: &Problem) -> JobEnd {
-    applied.reason = Some(shortened(problem));
+    applied.reason = Some(shortened(problem, LONGEST_REASON));
     applied.interruptions = 0;
     applied.waiting_for_pods = None;
     finish_attempt(seen, applied, job, None, true)
@@ -525,7 +525,7 @@ fn shim_after_report(
         reason: why
             .or_else(|| Some(Problem::new(report.reason.as_ref()?, None)))
             .filter(|_| !fulfilled)
-            .map(|problem| shortened(&problem)),
+            .map(|problem| shortened(&problem, LONGEST_REASON)),
     }
 }
 
@@ -548,7 +548,7 @@ fn kept_after_report(
         let silent = || Problem::new("the report does not name this Shim", None);
         let problem = whole.unwrap_or_else(silent);
         return AppliedShim {
-            reason: Some(shortened(&problem)),
+            reason: Some(shortened(&problem, LONGEST_REASON)),
             ..before
         };
     }
@@ -571,7 +571,7 @@ fn kept_after_report(
         reason: why
             .or(whole)
             .filter(|_| !is_well)
-            .map(|problem| shortened(&problem)),
+            .map(|problem| shortened(&problem, LONGEST_REASON)),
     }
 }
 
@@ -611,7 +611,10 @@ fn record_still_there(
             shim.handlers.insert(entry.handler.clone(), entry.served);
             shim.sha256 = entry.sha256.or(shim.sha256);
         }
-        shim.reason = Some(shortened(&why_still_there(entries, &report.using_pods)));
+        shim.reason = Some(shortened(
+            &why_still_there(entries, &report.using_pods),
+            LONGEST_REASON,
+        ));
     }
     !by_shim.is_empty()
 }
@@ -715,8 +718,8 @@ fn with_served(note: &str, applied: &Applied) -> String {
 
 /// Two sentences as one note. Each of them has room for a half at least.
 fn followed_by(note: &str, more: &str) -> String {
-    let more = cut(&format!("; {more}"), LONGEST_NOTE / 2);
-    format!("{}{more}", cut(note, LONGEST_NOTE - more.len()))
+    let more = printable_up_to(&format!("; {more}"), LONGEST_NOTE / 2);
+    format!("{}{more}", printable_up_to(note, LONGEST_NOTE - more.len()))
 }
 
 /// Adds to the Event which handlers of the command line belong to the cluster now. Who installed them must learn that.
@@ -732,7 +735,7 @@ fn with_taken_over(mut end: JobEnd, report: &ProvisionReport) -> JobEnd {
         note,
     };
     end.event = Some(match end.event.take() {
-        None => taken_over(cut(&told, LONGEST_NOTE)),
+        None => taken_over(printable_up_to(&told, LONGEST_NOTE)),
         Some(event) if event.reason == reasons::PROVISIONED => {
             taken_over(followed_by(&event.note, &told))
         }
@@ -752,9 +755,9 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
         help: report.remedy.clone(),
     });
     let is_whole = |reason: &String| {
-        whole
-            .as_ref()
-            .is_some_and(|whole| whole.message == *reason || shortened(whole) == *reason)
+        whole.as_ref().is_some_and(|whole| {
+            whole.message == *reason || shortened(whole, LONGEST_REASON) == *reason
+        })
     };
     let each = applied.shims.iter().filter_map(|(name, shim)| {
         let reason = shim.reason.as_ref().filter(|reason| !is_whole(reason))?;
@@ -770,7 +773,7 @@ fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
         // Each part has the same maximal length, so that every part fits.
         let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
         let parts: Vec<String> = parts.iter().map(|it| it.sentence_up_to(share)).collect();
-        cut(&parts.join("; "), LONGEST_NOTE)
+        printable_up_to(&parts.join("; "), LONGEST_NOTE)
     }
 }
 
@@ -779,7 +782,7 @@ fn problem_of_shim(name: &str, reason: &str, report: &ProvisionReport) -> Proble
     let entries = report.handlers.iter().filter(|entry| entry.shim == name);
     let reported = entries
         .filter_map(problem)
-        .find(|problem| shortened(problem) == reason);
+        .find(|problem| shortened(problem, LONGEST_REASON) == reason);
     reported.unwrap_or_else(|| Problem::new(reason, None))
 }
 
@@ -867,7 +870,7 @@ mod tests {
                 remedy: Some("check the location and the network".repeat(6)),
                 waits_for_pods: false,
             };
-            let reason = shortened(&problem(&entry).unwrap());
+            let reason = shortened(&problem(&entry).unwrap(), LONGEST_REASON);
             all.shims.extend(applied(shim, &reason).shims);
             report.handlers.push(entry);
         }

@@ -31,7 +31,7 @@ pub mod types;
 pub mod unlisted;
 
 use desired::{Cluster, Desired, Verdict, hint};
-use event::{EventSpec, shortened};
+use event::{EventSpec, LONGEST_REASON, shortened};
 use job_due::{Need, age, backoff, may_begin, need, next_look};
 use job_result::JobEnd;
 use node_labels::plan_with_labels;
@@ -286,7 +286,7 @@ fn plan_while_job_is_deleted(
     let step = plan_with_labels(seen, desired, applied.clone(), JobStep::None);
     let rest = DELETION_PATIENCE.saturating_sub(age(seen.now, since));
     let problem = job_with_finalizer();
-    let reason = shortened(&problem);
+    let reason = shortened(&problem, LONGEST_REASON);
     match (need(seen, desired, applied.as_ref()), applied) {
         (Need::Nothing, _) => step,
         (Need::Wait(_) | Need::Now, _) if !rest.is_zero() => Plan {
@@ -434,7 +434,7 @@ fn job_not_created(
     mut applied: Applied,
     problem: &Problem,
 ) -> Plan {
-    let note = shortened(problem);
+    let note = shortened(problem, LONGEST_REASON);
     applied.reason = Some(note.clone());
     applied.node_uid.clone_from(&seen.node.uid);
     if seen.is_outage {

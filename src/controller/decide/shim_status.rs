@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::event::{EventSpec, LONGEST_NOTE, cut};
+use super::event::{EventSpec, LONGEST_NOTE};
 use super::runtime_classes::{self, RuntimeClassPlan};
 use super::types::Tally;
 use crate::api::{FirstBinary, MOST_BINARIES, ServedBinary, ShimStatus};
 use crate::controller::cluster::shim_view::ShimView;
-use crate::handoff::{Problem, elide};
+use crate::handoff::{Problem, elide, printable_up_to};
 use crate::names::reasons;
 
 /// Number of nodes that a condition names; the number of further nodes follows.
@@ -156,7 +156,7 @@ fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
             warning: condition.type_ != reasons::READY
                 && condition.reason != reasons::WAITING_FOR_PODS,
             reason: condition.reason.clone(),
-            note: cut(&condition.message, LONGEST_NOTE),
+            note: printable_up_to(&condition.message, LONGEST_NOTE),
         })
         .collect()
 }
@@ -502,7 +502,7 @@ fn condition(
         type_: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
-        message: cut(&message, LONGEST_MESSAGE),
+        message: printable_up_to(&message, LONGEST_MESSAGE),
         observed_generation: shim.generation,
         last_transition_time: before.map_or(Time(now), |condition| {
             condition.last_transition_time.clone()

@@ -1,9 +1,9 @@
 //! Handlers that containerd serves and the kubelet does not list. Pure.
 
-use super::event::{EventSpec, LONGEST_NOTE, cut, shortened};
+use super::event::{EventSpec, LONGEST_NOTE, LONGEST_REASON, shortened};
 use super::job_due::all_listed;
 use crate::controller::cluster::node_view::{Applied, NodeView, Unlisted};
-use crate::handoff::Problem;
+use crate::handoff::{Problem, printable_up_to};
 
 /// Counts the writes of a kubelet that does not list a served handler. Returns the Event if the handler counts as missing from now on.
 pub fn count_unlisted(node: &NodeView, applied: &mut Applied) -> Option<EventSpec> {
@@ -25,7 +25,7 @@ pub fn count_unlisted(node: &NodeView, applied: &mut Applied) -> Option<EventSpe
         return None;
     }
     let marked = mark_unlisted(applied, node);
-    let note = cut(&marked.join("; "), LONGEST_NOTE);
+    let note = printable_up_to(&marked.join("; "), LONGEST_NOTE);
     applied.reason.get_or_insert_with(|| note.clone());
     Some(EventSpec::failure(&note))
 }
@@ -41,10 +41,13 @@ pub fn mark_unlisted(applied: &mut Applied, node: &NodeView) -> Vec<String> {
             .collect();
         if !unlisted.is_empty() && shim.reason.is_none() {
             let unlisted = unlisted.join(", ");
-            let reason = shortened(&Problem::with_help(
-                format!("containerd serves {unlisted} but the kubelet does not list it"),
-                "check that the kubelet uses this containerd",
-            ));
+            let reason = shortened(
+                &Problem::with_help(
+                    format!("containerd serves {unlisted} but the kubelet does not list it"),
+                    "check that the kubelet uses this containerd",
+                ),
+                LONGEST_REASON,
+            );
             marked.push(format!("shim {name}: {reason}"));
             shim.reason = Some(reason);
         }

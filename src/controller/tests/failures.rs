@@ -461,13 +461,6 @@ fn the_time_of_an_attempt_in_the_far_future_is_ignored() {
 }
 
 #[test]
-fn shown_text_has_no_control_characters() {
-    let text = cut("a\u{1b}[2Jb\nc\u{202e}d\u{85}e\u{2028}f", 100);
-    assert_eq!(text, "a [2Jb c d e f");
-    assert_eq!(cut(&"ü".repeat(1_000), 99).len(), 99);
-}
-
-#[test]
 fn the_end_of_a_job_counts_restarts_and_duration() {
     let answered = scene()
         .annotated()
