@@ -426,6 +426,7 @@ async fn plan_and_act(
                 add_restarts(report, done.tally);
                 plan.add_draining(done.draining);
                 plan.add_taken(&found_problems(facts, &done.taken));
+                plan.add_unrecognized(&done.unrecognized);
                 break plan;
             }
             Err(Failure::Refused(transaction::Error::Unusable(unusable)))

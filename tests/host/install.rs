@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use super::support::{CONFIG, Host, for_another_cpu, printing, program, runnable, shim};
+use crate::elf::VERSION;
 use farrier::handoff::{OptionValue, Outcome, ProvisionReport, Sha256Digest};
 use farrier::installer::host::HostRoot;
 use farrier::installer::transaction::journal::{FinalState, Journal, Undo};
@@ -147,7 +148,7 @@ fn the_output_of_containerd_config_dump_is_never_written_to_the_host() {
             .output()
             .unwrap()
     };
-    host.write("/srv/a", &runnable(0));
+    host.write("/srv/a", &printing(VERSION));
     let output = install();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let cri = "plugins.'io.containerd.grpc.v1.cri'";
@@ -278,7 +279,7 @@ fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {
             .unwrap();
         ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout)).unwrap()
     };
-    host.write("/srv/a", &runnable(0));
+    host.write("/srv/a", &printing(VERSION));
     host.write("/srv/broken", &runnable(3));
     let before = host.tree(false);
     let report = install(&["broken"]);
@@ -298,9 +299,48 @@ fn a_shim_that_does_not_run_is_refused_and_keeps_its_old_version() {
     let report = install(&["a"]);
     assert_eq!(
         report.handlers[0].sha256,
-        Some(Sha256Digest::of(&runnable(0)))
+        Some(Sha256Digest::of(&printing(VERSION)))
     );
     assert!(report.handlers[0].reason.is_some());
+}
+
+/// As `/bin/true` packed as a shim would.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_program_that_is_no_shim_is_refused_and_one_that_may_be_a_shim_is_noted() {
+    let host = Host::stocked();
+    let install = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_farrier"))
+            .args(["install", "--offline", "-o", "json", "--host-root"])
+            .arg(host.root())
+            .args(arguments)
+            .output()
+            .unwrap();
+        let report = ProvisionReport::from_json(&String::from_utf8_lossy(&output.stdout));
+        (output.status.code().unwrap(), report.unwrap())
+    };
+    let is_noted = |report: &ProvisionReport| {
+        let mut notes = report.notes.iter();
+        notes.any(|note| note.contains("the binary of shim a answers `-v` unlike known shims"))
+    };
+    host.write("/srv/a", &runnable(0));
+    let before = host.tree(false);
+    let (status, report) = install(&["--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+    assert_eq!(
+        report.reason.as_deref(),
+        Some("shim a: the binary is no shim of containerd: it prints nothing for `-info` and `-v`")
+    );
+    assert!(report.remedy.unwrap().contains("check that the location"));
+    assert_eq!(host.tree(false), before);
+    host.write("/srv/a", &printing("usage: a COMMAND"));
+    let (status, report) = install(&["--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert!(is_noted(&report), "{report:?}");
+    host.write("/srv/a", &printing(VERSION));
+    let (status, report) = install(&["--shim=a=file:///srv/a"]);
+    assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+    assert!(!is_noted(&report), "{report:?}");
 }
 
 #[rstest]

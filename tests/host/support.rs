@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::elf::executable;
+use crate::elf::{executable, writing};
 use crate::tree::tree;
 use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
@@ -33,7 +33,7 @@ pub fn for_another_cpu() -> Vec<u8> {
     bytes
 }
 
-/// A program for this CPU that needs nothing of the host and ends with `status`.
+/// A program for this CPU that needs nothing of the host, prints nothing and ends with `status`.
 #[cfg(target_arch = "x86_64")]
 pub fn runnable(status: u8) -> Vec<u8> {
     // mov al, 60 (exit); mov dil, status; syscall
@@ -43,27 +43,13 @@ pub fn runnable(status: u8) -> Vec<u8> {
 /// A program for this CPU that needs nothing of the host, prints `text` and ends well.
 #[cfg(target_arch = "x86_64")]
 pub fn printing(text: &str) -> Vec<u8> {
-    writing(1, text, 0)
+    executable(&writing(1, text, 0), 0)
 }
 
 /// The same, but it prints `text` as an error and fails.
 #[cfg(target_arch = "x86_64")]
 pub fn failing(text: &str) -> Vec<u8> {
-    writing(2, text, 1)
-}
-
-#[cfg(target_arch = "x86_64")]
-fn writing(file: u8, text: &str, status: u8) -> Vec<u8> {
-    let length = u32::try_from(text.len()).unwrap().to_le_bytes();
-    // mov eax, 1 (write); mov edi, FILE; lea rsi, [rip + 19]; mov edx, LENGTH; syscall
-    let mut code = vec![0xb8, 1, 0, 0, 0, 0xbf, file, 0, 0, 0];
-    code.extend([0x48, 0x8d, 0x35, 19, 0, 0, 0, 0xba]);
-    code.extend(length);
-    code.extend([0x0f, 0x05]);
-    // mov eax, 60 (exit); mov edi, STATUS; syscall
-    code.extend([0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05]);
-    code.extend(text.bytes());
-    executable(&code, 0)
+    executable(&writing(2, text, 1), 0)
 }
 
 /// A shim whose artifact is a file on the host.

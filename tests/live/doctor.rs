@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::containerd::programs;
-use crate::elf::executable;
+use crate::elf::{VERSION, executable, writing};
 use crate::node::{CONFIG, CONFIG_PATH, LIMIT, Node, on_each, on_these};
 use crate::sandbox::{Cri, node, wait};
 
@@ -117,7 +117,7 @@ fn each_problem_of_doctor_is_solved_by_its_remedy() {
     });
 }
 
-/// A shim that serves containers with a child, as those of runwasi do, and that ends at once if it has fewer than three arguments.
+/// A shim that serves containers with a child, as those of runwasi do, and that prints its version if it has fewer than three arguments.
 fn forking_shim() -> Vec<u8> {
     let code = [
         // pop rax; cmp al, 4; jl to the last line
@@ -125,8 +125,7 @@ fn forking_shim() -> Vec<u8> {
         // mov eax, 57 (fork); syscall; mov eax, 34 (pause); syscall; jmp to the pause
         &[0xb8, 57, 0, 0, 0, 0x0f, 0x05],
         &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
-        // mov eax, 60 (exit); xor edi, edi; syscall
-        &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05],
+        &writing(1, VERSION, 0),
     ];
     executable(&code.concat(), 7)
 }

@@ -13,6 +13,7 @@ use nix::unistd::mkfifo;
 use rstest::rstest;
 
 use crate::containerd::programs;
+use crate::elf::{executable, writing};
 use crate::node::{CONFIG, CONFIG_PATH, Node, Run, on_each, shim};
 use crate::pending::NETWORK;
 
@@ -174,6 +175,30 @@ fn a_shim_that_hangs_is_refused_and_the_other_is_installed() {
         assert_eq!((status, report.result), (1, Outcome::Partial), "{report:?}");
         assert!(!node.config().contains("containerd-shim-a"));
         node.assert_healthy();
+    });
+}
+
+/// Such as `/bin/true`. Its pods would fail on a node that is Ready.
+#[test]
+fn a_program_that_is_no_shim_is_refused_and_leaves_nothing() {
+    on_each(|release| {
+        let node = Node::new(release);
+        let (before, process) = (node.tree(), node.process());
+        node.write("/srv/a", &executable(&writing(1, "", 0), 1), 0o644);
+        let with_it = node.tree();
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (3, Outcome::Refused), "{report:?}");
+        let reason = report.reason.unwrap();
+        assert!(
+            reason.starts_with("shim a: the binary is no shim of containerd"),
+            "{reason}"
+        );
+        assert_eq!((node.tree(), node.process()), (with_it, process));
+        node.write("/srv/a", &shim(1, Run::Ends), 0o644);
+        assert_eq!(node.tree(), before);
+        let (status, report) = node.change(&INSTALL);
+        assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
+        assert!(!report.notes.iter().any(|note| note.contains("unlike")));
     });
 }
 

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::containerd::{programs, set_up_network};
-use crate::elf::executable;
+use crate::elf::{VERSION, executable, writing};
 use crate::tree::tree;
 use farrier::handoff::ProvisionReport;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -389,7 +389,7 @@ fn boot(directory: &Path, program: &str) -> (Child, String) {
 /// The behaviour of a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
-    /// Ends at once, with success.
+    /// Prints a version as shims do, and ends.
     Ends,
     /// Never ends.
     Hangs,
@@ -397,11 +397,10 @@ pub enum Run {
 
 /// A program of 200 bytes for `x86_64`; programs differ by `seed`.
 pub fn shim(seed: u8, run: Run) -> Vec<u8> {
-    let code: &[u8] = match run {
-        // mov eax, 60 (exit); xor edi, edi; syscall
-        Run::Ends => &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05],
+    let code = match run {
+        Run::Ends => writing(1, VERSION, 0),
         // mov eax, 34 (pause); syscall; jmp to the first
-        Run::Hangs => &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
+        Run::Hangs => vec![0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],
     };
-    executable(code, seed)
+    executable(&code, seed)
 }

@@ -39,3 +39,20 @@ pub fn executable(code: &[u8], seed: u8) -> Vec<u8> {
     bytes.push(seed);
     bytes
 }
+
+/// The answer of a stand-in for a shim to `-v`.
+pub const VERSION: &str = "containerd-shim:\n Version: 1\n Revision: 2\n";
+
+/// The code for `x86_64` of a program that prints `text` and ends with `status`. `file` is 1 for its output and 2 for its errors.
+pub fn writing(file: u8, text: &str, status: u8) -> Vec<u8> {
+    let length = u32::try_from(text.len()).unwrap().to_le_bytes();
+    // mov eax, 1 (write); mov edi, FILE; lea rsi, [rip + 19]; mov edx, LENGTH; syscall
+    let mut code = vec![0xb8, 1, 0, 0, 0, 0xbf, file, 0, 0, 0];
+    code.extend([0x48, 0x8d, 0x35, 19, 0, 0, 0, 0xba]);
+    code.extend(length);
+    code.extend([0x0f, 0x05]);
+    // mov eax, 60 (exit); mov edi, STATUS; syscall
+    code.extend([0xb8, 60, 0, 0, 0, 0xbf, status, 0, 0, 0, 0x0f, 0x05]);
+    code.extend(text.bytes());
+    code
+}

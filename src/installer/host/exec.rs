@@ -190,24 +190,51 @@ pub async fn run(
     run_in(host, ExecContext::Root, program, arguments, limit).await
 }
 
-/// As [`run`], by the path and without the check of its owners: for a binary that Farrier itself has installed.
+/// The outputs of a program that has ended, and its status.
+#[derive(Debug)]
+pub struct ProgramOutput {
+    /// The exit status, or the signal.
+    pub status: ExitStatus,
+    /// The standard output.
+    pub stdout: Vec<u8>,
+    /// The standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl ProgramOutput {
+    /// The output, or the error of a program that has failed.
+    fn into_result(self, program: &str) -> Result<String, Error> {
+        if self.status.success() {
+            Ok(String::from_utf8_lossy(&self.stdout).into_owned())
+        } else {
+            Err(failure(program, &self.stderr, self.status))
+        }
+    }
+
+    /// The last line of the standard error, or the status if there is none.
+    #[must_use]
+    pub fn message(&self) -> String {
+        last_line(
+            &String::from_utf8_lossy(&self.stderr),
+            &self.status.to_string(),
+        )
+    }
+}
+
+/// As [`run`], by the path and without the check of its owners: for a binary that Farrier itself has installed. Also returns the outputs of
+/// a program that ends with a failure.
 ///
 /// # Errors
-/// As [`run`]'s.
+/// As [`run`]'s, but never [`Error::Failed`].
 pub async fn run_unchecked(
     host: &HostRoot,
     program: &str,
     arguments: &[&str],
     limit: Duration,
-) -> Result<String, Error> {
+) -> Result<ProgramOutput, Error> {
     let own = ExecContext::Root;
-    output_of(
-        host,
-        command(host, own, program, None, arguments),
-        program,
-        limit,
-    )
-    .await
+    let command = command(host, own, program, None, arguments);
+    run_to_end(host, command, program, limit).await
 }
 
 /// Checks that programs can run in the host's root: that this process may change its root to that directory.
@@ -253,19 +280,26 @@ async fn output_of(
     program: &str,
     limit: Duration,
 ) -> Result<String, Error> {
+    let output = run_to_end(host, command, program, limit).await?;
+    output.into_result(program)
+}
+
+async fn run_to_end(
+    host: &HostRoot,
+    command: std::io::Result<Command>,
+    program: &str,
+    limit: Duration,
+) -> Result<ProgramOutput, Error> {
     let command = command.map_err(start_error(program))?;
-    let (status, stdout, stderr) = collect(command, &[], program, limit).await?;
-    if status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
+    let output = collect(command, &[], program, limit).await?;
+    if output.status.code() == Some(CHILD_FAILED) && !host.is_own_root() {
         let message = last_line(
-            &String::from_utf8_lossy(&stderr),
+            &String::from_utf8_lossy(&output.stderr),
             "the child process gave no cause",
         );
         return Err(start_error(program)(std::io::Error::other(message)));
     }
-    if !status.success() {
-        return Err(failure(program, &stderr, status));
-    }
-    Ok(String::from_utf8_lossy(&stdout).into_owned())
+    Ok(output)
 }
 
 /// Starts Farrier itself again with `arguments`, and with `input` as its standard input. Returns its standard output. `main` recognises the
@@ -291,11 +325,8 @@ pub async fn run_farrier(
         .current_dir("/")
         .stdin(Stdio::piped())
         .kill_on_drop(true);
-    let (status, stdout, stderr) = collect(command, input, NAME, limit).await?;
-    if !status.success() {
-        return Err(failure(NAME, &stderr, status));
-    }
-    Ok(String::from_utf8_lossy(&stdout).into_owned())
+    let output = collect(command, input, NAME, limit).await?;
+    output.into_result(NAME)
 }
 
 fn start_error(program: &str) -> impl Fn(std::io::Error) -> Error {
@@ -311,7 +342,7 @@ async fn collect(
     input: &[u8],
     program: &str,
     limit: Duration,
-) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), Error> {
+) -> Result<ProgramOutput, Error> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut group = Group::spawn(&mut command).map_err(start_error(program))?;
     let stdin = group.child.stdin.take();
@@ -325,7 +356,11 @@ async fn collect(
     let all = async {
         let ((), stdout, stderr) = futures::join!(write, bounded(stdout), bounded(stderr));
         let (stdout, stderr) = (stdout?, stderr?);
-        Ok::<_, std::io::Error>((group.wait().await?, stdout, stderr))
+        Ok::<_, std::io::Error>(ProgramOutput {
+            status: group.wait().await?,
+            stdout,
+            stderr,
+        })
     };
     let collected = tokio::time::timeout(limit, all)
         .await
@@ -334,7 +369,7 @@ async fn collect(
             limit,
         })?
         .map_err(start_error(program))?;
-    if collected.1.len() as u64 > MAX_OUTPUT {
+    if collected.stdout.len() as u64 > MAX_OUTPUT {
         return Err(Error::TooMuch {
             program: program.to_owned(),
         });

@@ -92,6 +92,24 @@ impl HostPlan {
         }
     }
 
+    /// Adds a note on each shim whose binary is one of `unrecognized`, which do not answer as shims do.
+    pub fn add_unrecognized(&mut self, unrecognized: &BTreeSet<Sha256Digest>) {
+        let is_unrecognized = |it: &&HandlerReport| {
+            it.sha256
+                .is_some_and(|sha256| unrecognized.contains(&sha256))
+        };
+        let shims: BTreeSet<&str> = self
+            .handlers
+            .iter()
+            .filter(is_unrecognized)
+            .map(|it| it.shim.as_str())
+            .collect();
+        let notes = shims.into_iter().map(|shim| {
+            format!("the binary of shim {shim} answers `-v` unlike known shims of containerd: if its pods do not start, check its location")
+        });
+        self.notes.extend(notes.collect::<Vec<_>>());
+    }
+
     /// Adds the reports on handlers that pods started to use during the change, and keeps their files.
     pub fn add_draining(&mut self, draining: Vec<HandlerReport>) {
         let is_kept = |path: &String| {

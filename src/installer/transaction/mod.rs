@@ -52,6 +52,8 @@ pub struct Done {
     pub draining: Vec<HandlerReport>,
     /// The handlers that the distribution declares in place of Farrier since the restart, each with the program that it found.
     pub taken: BTreeMap<String, String>,
+    /// The new binaries that do not answer as shims do.
+    pub unrecognized: BTreeSet<Sha256Digest>,
 }
 
 /// Carries out `plan`; `sources` has the file of each binary, by SHA-256. A signal before the restart makes Farrier undo the change. A
@@ -202,10 +204,10 @@ async fn act(
     // Before any symlink or declaration: a binary that fails the smoke test gets neither.
     let target = facts.containerd.target();
     let untested = untested_binaries(facts, plan);
-    let failing = smoke_test::failing_binaries(host, &untested, target);
-    let failing = interrupts.run_unless_interrupted(failing).await?;
-    if !failing.is_empty() {
-        return Err(Error::Unusable(failing));
+    let tested = smoke_test::test(host, &untested, target);
+    let tested = interrupts.run_unless_interrupted(tested).await?;
+    if !tested.failing.is_empty() {
+        return Err(Error::Unusable(tested.failing));
     }
     let validated = validate_config::validate(host, facts, plan);
     interrupts
@@ -280,6 +282,7 @@ async fn act(
         tally,
         draining,
         taken,
+        unrecognized: tested.unrecognized,
     };
     Ok((done, in_use))
 }
