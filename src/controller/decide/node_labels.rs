@@ -287,7 +287,9 @@ fn needs_no_wait(
     now: Option<Progress>,
 ) -> bool {
     match verdict {
-        Some(Verdict::Wanted(_)) => now == Some(Progress::Provisioned),
+        Some(Verdict::Wanted(_)) => {
+            matches!(now, Some(Progress::Provisioned | Progress::Unsupported))
+        }
         Some(Verdict::Idle) => {
             let mut named = shims.iter().filter(|other| other.name == shim);
             named.any(|shim| shim.spec.as_ref().is_ok_and(|spec| spec.paused))

@@ -144,11 +144,14 @@ impl Scene {
 
 #[test]
 fn an_artifact_for_another_cpu_is_unsupported_until_the_shim_or_the_host_changes() {
-    let (after, plan) = scene()
-        .annotated()
-        .stepped()
-        .answers_for_another_cpu()
-        .step();
+    let mut asked = scene().annotated().stepped();
+    asked.node.taints.push(Taint {
+        key: "farrier.dev/not-ready".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    });
+    let (after, plan) = asked.answers_for_another_cpu().step();
+    assert_eq!(after.node.taints, [], "no pod waits for the Shim");
     let event = plan.event.unwrap();
     assert_eq!(
         (event.warning, &*event.reason),
