@@ -1,5 +1,7 @@
 //! The state of a node's Job, read from the Job and its pods. Decisions read no object of the API directly. Pure: no client, no clock.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
 use kube::ResourceExt;
@@ -21,8 +23,10 @@ pub struct JobView {
     pub request: Option<ProvisionRequest>,
     /// Digest of that request.
     pub digest: Option<Sha256Digest>,
-    /// Creation time.
-    pub created: Timestamp,
+    /// For how long this replica has seen the Job without a pod.
+    pub without_pod_for: Duration,
+    /// Another program, for example a queue such as Kueue, has suspended the Job, so it has no pod.
+    pub suspended: bool,
     /// Time at which the Job was deleted.
     pub deleting: Option<Timestamp>,
     /// The state of the Job.
@@ -72,23 +76,13 @@ impl JobView {
             uid: job.uid().unwrap_or_default(),
             request,
             digest,
-            created: job
-                .creation_timestamp()
-                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            without_pod_for: Duration::ZERO,
+            suspended: job.spec.suspend,
             deleting: job.metadata.deletion_timestamp.as_ref().map(|time| time.0),
-            hindrance: job.spec.suspend.then(suspended),
+            hindrance: None,
             progress,
         }
     }
-}
-
-/// The problem of a Job that another program suspended, and that has no pod therefore.
-fn suspended() -> Problem {
-    Problem::with_help(
-        "the Job is suspended, and has had no pod for one minute",
-        "if a queue such as Kueue suspends Jobs, name a queue with room in job.labels of the chart's values (kueue.x-k8s.io/queue-name), or \
-         exempt Farrier's namespace",
-    )
 }
 
 fn progress(
@@ -487,14 +481,12 @@ mod tests {
     #[case(json!({}), false)]
     #[case(json!({"suspend": false}), false)]
     #[case(json!({"suspend": true}), true)]
-    fn a_suspended_job_says_why_it_has_no_pod(#[case] spec: Value, #[case] says: bool) {
+    fn a_suspended_job_is_recognised(#[case] spec: Value, #[case] suspended: bool) {
         let job = json!({"metadata": {"uid": "job-uid"}, "spec": spec});
         let job: JobObject = serde_json::from_value(job).unwrap();
         let seen = JobView::new(&job, &[], &node("node-uid"));
         assert_eq!(seen.progress, JobProgress::NoPod);
-        let said = seen.hindrance.map(|problem| problem.sentence());
-        let told = |said: String| said.contains("suspended") && said.contains("job.labels");
-        assert_eq!(said.is_some_and(told), says);
+        assert_eq!(seen.suspended, suspended);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::desired::Desired;
 use super::ending_pods;
 use super::event::{EventSpec, LONGEST_NOTE, LONGEST_REASON, by_cause, shortened};
@@ -23,13 +21,14 @@ use crate::handoff::{
 use crate::names::reasons;
 
 /// Time limit for the pod of a Job to appear, and to end. The Job controller creates a pod within a second. After a minute, a quota, an
-/// admission policy or a missing account prevents the pod. A pod ends within its grace period. After a minute, its node is probably down.
+/// admission policy or a missing account prevents the pod, unless the Job is suspended: a queue may suspend it for hours. A pod ends within its grace period. After a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whether the Job should have a pod by now, and has none.
 #[must_use]
-pub fn lacks_pod(job: &JobView, now: Timestamp) -> bool {
-    job.progress == JobProgress::NoPod && age(now, job.created) >= POD_PATIENCE
+pub fn lacks_pod(job: &JobView) -> bool {
+    let has_none = job.progress == JobProgress::NoPod && !job.suspended;
+    has_none && job.without_pod_for >= POD_PATIENCE
 }
 
 /// The problem of a Job without a pod, where `refusal` is why the Job controller can't create one.
@@ -75,7 +74,6 @@ pub fn of(
         let message = "failed to read the request of the Job for this node object";
         return Some(fail(seen, applied, job, &Problem::new(message, None)));
     };
-    let over = || patience(seen, job).is_none();
     match &job.progress {
         JobProgress::Running | JobProgress::Fetching => None,
         JobProgress::Answered(report) => {
@@ -85,27 +83,30 @@ pub fn of(
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
         }
-        JobProgress::NoPod => over().then(|| {
+        JobProgress::NoPod => lacks_pod(job).then(|| {
             let problem = job.hindrance.clone().unwrap_or_else(no_pod);
             fail(seen, applied, job, &problem)
         }),
-        JobProgress::Overdue { problem, .. } => over().then(|| fail(seen, applied, job, problem)),
+        JobProgress::Overdue { problem, .. } => patience(seen, job)
+            .is_none()
+            .then(|| fail(seen, applied, job, problem)),
     }
 }
 
 /// How long to wait for the Job, if the wait is limited.
 #[must_use]
 pub fn patience(seen: &Observed, job: &JobView) -> Option<Duration> {
-    let since = match &job.progress {
-        JobProgress::NoPod => job.created,
-        JobProgress::Overdue { since, .. } => *since,
+    let waited = match &job.progress {
+        JobProgress::NoPod if job.suspended => return None,
+        JobProgress::NoPod => job.without_pod_for,
+        JobProgress::Overdue { since, .. } => age(seen.now, *since),
         JobProgress::Running
         | JobProgress::Fetching
         | JobProgress::Answered(_)
         | JobProgress::Stuck(_)
         | JobProgress::Silent(_) => return None,
     };
-    let rest = POD_PATIENCE.saturating_sub(age(seen.now, since));
+    let rest = POD_PATIENCE.saturating_sub(waited);
     (!rest.is_zero()).then_some(rest)
 }
 

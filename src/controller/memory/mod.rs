@@ -1,7 +1,7 @@
 //! The controller's state: the stores that the watches fill, the summaries of all nodes, and the writes in progress. Writes nothing to the
 //! API server.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,11 +36,13 @@ pub mod aggregate;
 pub mod expectations;
 pub mod node_summary;
 pub mod rejected_writes;
+pub mod without_pod;
 
 use aggregate::{Carrier, Fleet};
 use expectations::Expectations;
 use node_summary::NodeSummary;
 use rejected_writes::{RefusedEvictions, RejectedWrites, Rejection};
+use without_pod::WithoutPod;
 
 /// Time between two status updates of one Shim: thousands of nodes may change within a minute.
 const BETWEEN_STATUSES: Duration = Duration::from_secs(1);
@@ -68,6 +70,8 @@ pub struct Context {
     /// Notifies [`Context::recounts`].
     outdated: Notify,
     memory: Mutex<Memory>,
+    /// Locked by itself: a recount reads the Jobs while it holds the memory.
+    without_pod: Mutex<WithoutPod>,
 }
 
 /// The state of the controller beside the stores.
@@ -165,6 +169,7 @@ impl Context {
             uninstalling,
             outdated: Notify::new(),
             memory: Mutex::default(),
+            without_pod: Mutex::default(),
         }
     }
 
@@ -206,6 +211,9 @@ impl Context {
             }
             Trigger::Everything => {
                 self.memory().expectations.listed();
+                let jobs = self.jobs.state();
+                let uids: HashSet<String> = jobs.iter().filter_map(|job| job.uid()).collect();
+                self.without_pod().listed(|uid| uids.contains(uid));
                 self.forget_absent_shims();
                 self.request_recount();
             }
@@ -220,6 +228,7 @@ impl Context {
     /// A Job is gone.
     pub fn job_is_gone(&self, uid: &str) {
         self.memory().expectations.job_is_gone(uid);
+        self.without_pod().job_is_gone(uid);
     }
 
     /// Forgets Shims that were deleted while the watch was interrupted.
@@ -331,7 +340,7 @@ impl Context {
         refused_pod: Option<Problem>,
     ) -> Option<Plan> {
         let job = self.job(view).map(|job| JobView {
-            hindrance: refused_pod.or_else(|| job.hindrance.clone()),
+            hindrance: refused_pod,
             ..job
         });
         // The lock keeps two nodes from taking the same place in a rollout.
@@ -382,12 +391,11 @@ impl Context {
         Some(plan)
     }
 
-    /// The UID of the node's Job, if it should have a pod by now and nothing says why it has none.
+    /// The UID of the node's Job, if it should have a pod by now and has none.
     #[must_use]
     pub fn job_without_pod(&self, view: &NodeView) -> Option<String> {
         let job = self.job(view)?;
-        let is_unclear = job.hindrance.is_none() && job_result::lacks_pod(&job, Timestamp::now());
-        is_unclear.then_some(job.uid)
+        job_result::lacks_pod(&job).then_some(job.uid)
     }
 
     /// Whether a policy lets the controller evict pods.
@@ -575,7 +583,14 @@ impl Context {
         let job = self.jobs.get(&key)?;
         let pods = self.pods.of(&job.uid().unwrap_or_default());
         let pods: Vec<_> = pods.iter().map(AsRef::as_ref).collect();
-        Some(JobView::new(&job, &pods, node))
+        let job = JobView::new(&job, &pods, node);
+        Some(self.without_pod().seen(job, Instant::now()))
+    }
+
+    fn without_pod(&self) -> MutexGuard<'_, WithoutPod> {
+        self.without_pod
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     // A panic while the lock is held leaves only complete entries.

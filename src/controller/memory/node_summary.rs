@@ -12,6 +12,9 @@ use crate::controller::decide::types::{Decision, JobStep, Observed};
 use crate::handoff::{Problem, ShimRequest};
 use crate::names::{self, Progress};
 
+/// The state of a node whose Job another program has suspended, in words that follow "the node is".
+const SUSPENDED: &str = "not changed yet, because its Job is suspended (a queue such as Kueue has no room, or job.labels of the chart's values name none)";
+
 /// The progress of one Shim on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
@@ -23,7 +26,7 @@ pub enum Phase {
     Fetching,
     /// The node does not serve the Shim as specified, and is not changed: the Shim is paused, or has no finalizer yet.
     Idle,
-    /// No Job may change the node now, because the node is `cordoned` or `not ready`.
+    /// No Job may change the node now, because the node is `cordoned` or `not ready`, or its Job is [suspended](SUSPENDED).
     WaitingForNode(&'static str),
     /// A change of the Shim waits for the rollout.
     Waiting,
@@ -70,7 +73,7 @@ pub struct NodeSummary {
     pub fit: bool,
     /// The host is being changed, or is about to be changed.
     pub changing: bool,
-    /// The Job of the node has no pod yet.
+    /// The Job of the node has no pod yet, and is not suspended.
     pub without_pod: bool,
     /// The node waits for pods to end, or its pods are being evicted. Pods of the node are looked at.
     pub waiting_for_pods: bool,
@@ -108,14 +111,12 @@ impl NodeSummary {
         let named = waiting.map(|it| ending_pods::problem(seen.cluster, desired, it).sentence());
         // While the Job asks again, the node is in progress.
         let waiting = named.clone().filter(|_| !works);
-        // While a Job runs, the node is in progress, whatever state it is in.
-        let obstacle = (!works && !may_begin(seen, desired, applied)).then_some(if node.ready {
-            "cordoned"
-        } else {
-            "not ready"
-        });
+        let unrecorded = job.filter(|_| job_is_unrecorded);
+        let has_no_pod = unrecorded.filter(|job| job.progress == JobProgress::NoPod);
+        let suspended = has_no_pod.is_some_and(|job| job.suspended);
+        let obstacle = obstacle(seen, decision, works, suspended);
         let is_fetching = |job: &JobView| job.progress == JobProgress::Fetching;
-        let fetches = job_is_unrecorded && job.is_some_and(is_fetching);
+        let fetches = unrecorded.is_some_and(is_fetching);
         let binary = |shim: &str| node_labels::served_binary(applied, shim, desired);
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
@@ -182,13 +183,28 @@ impl NodeSummary {
             control_plane: node.control_plane,
             fit: node.ready && !node.cordoned,
             changing,
-            without_pod: begins
-                || job_is_unrecorded && job.is_some_and(|job| job.progress == JobProgress::NoPod),
+            without_pod: begins || has_no_pod.is_some() && !suspended,
             waiting_for_pods: waiting.is_some() || drains || holds,
             waiting_for_pod_slot: plan.waiting_for_pod_slot,
             shims,
             lost: lost(desired),
         }
+    }
+}
+
+/// Why nothing goes on at the node for now. While a Job runs, the node is in progress, whatever state it is in.
+fn obstacle(
+    seen: &Observed,
+    decision: &Decision,
+    works: bool,
+    suspended: bool,
+) -> Option<&'static str> {
+    let (desired, applied) = (&decision.desired, decision.applied.as_ref());
+    match (works, seen.node.ready) {
+        (true, _) => suspended.then_some(SUSPENDED),
+        (false, _) if may_begin(seen, desired, applied) => None,
+        (false, true) => Some("cordoned"),
+        (false, false) => Some("not ready"),
     }
 }
 

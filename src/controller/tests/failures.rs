@@ -203,6 +203,42 @@ fn a_job_without_a_pod_is_given_a_minute() {
 }
 
 #[test]
+fn a_clock_ahead_of_the_api_servers_does_not_end_the_minute() {
+    let mut ahead = scene().annotated().stepped().job(JobProgress::NoPod);
+    ahead.now += SignedDuration::from_hours(1);
+    let plan = ahead.decide();
+    assert!(plan.is_empty());
+    assert_eq!(plan.look_again, Some(Duration::from_mins(1)));
+}
+
+#[test]
+fn a_suspended_job_is_waited_for_and_told() {
+    let mut queued = scene().annotated().stepped().job(JobProgress::NoPod);
+    queued.job.as_mut().unwrap().suspended = true;
+    let queued = queued.later(24 * 3_600);
+    let plan = queued.decide();
+    assert!(plan.is_empty() && plan.look_again.is_none(), "{plan:?}");
+    let summary = queued.summary();
+    assert!(summary.changing && !summary.without_pod);
+    let status = queued.status(0).status.unwrap();
+    let ready = &status.conditions[0];
+    assert_eq!(ready.reason, "WaitingForNodes");
+    assert!(ready.message.contains("its Job is suspended"), "{ready:?}");
+    assert_eq!((status.nodes_pending, status.nodes_failed), (1, 0));
+    let mut begun = queued;
+    begun.job.as_mut().unwrap().suspended = false;
+    assert!(begun.decide().event.is_some_and(|event| event.warning));
+    let leaving = Scene::provisioned().no_longer_annotated().stepped();
+    let mut leaving = leaving.job(JobProgress::NoPod);
+    leaving.job.as_mut().unwrap().suspended = true;
+    let progressing = leaving.status(0).status.unwrap().conditions.remove(0);
+    assert!(
+        progressing.message.contains("Job is suspended"),
+        "{progressing:?}"
+    );
+}
+
+#[test]
 fn a_failed_upgrade_keeps_the_handler_label_of_the_old_version() {
     let mut scene = scene().annotated();
     let strategy = &mut scene.spec().fetch_strategy;

@@ -128,6 +128,13 @@ impl Scene {
 
     pub(super) fn later(mut self, seconds: i64) -> Self {
         self.now += SignedDuration::from_secs(seconds);
+        if let Some(job) = self
+            .job
+            .as_mut()
+            .filter(|job| job.progress == JobProgress::NoPod)
+        {
+            job.without_pod_for += Duration::from_secs(seconds.unsigned_abs());
+        }
         self
     }
 
@@ -208,7 +215,8 @@ impl Scene {
                     uid: format!("job-{}-{digest}", self.now),
                     request: Some((**request).clone().without_hints()),
                     digest: Some(*digest),
-                    created: self.now,
+                    without_pod_for: Duration::ZERO,
+                    suspended: false,
                     deleting: None,
                     progress: JobProgress::Running,
                     hindrance: None,
