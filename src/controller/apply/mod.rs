@@ -84,7 +84,9 @@ impl Error {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match self {
-            Self::Write { source, .. } | Self::Create { source, .. } => code(source) == Some(409),
+            Self::Write { source, .. } | Self::Create { source, .. } => {
+                code(source) == Some(409) && !is_denial(source)
+            }
             Self::Deadline { .. } | Self::Taken { .. } | Self::Reverted { .. } => false,
         }
     }
@@ -94,7 +96,9 @@ impl Error {
     pub fn rejection(&self) -> Option<Problem> {
         let rejected = match self {
             Self::Create { source, .. } | Self::Write { source, .. } => {
-                matches!(code(source), Some(400 | 403 | 422)) || is_webhook_failure(source)
+                matches!(code(source), Some(400 | 403 | 422))
+                    || is_denial(source)
+                    || is_webhook_failure(source)
             }
             Self::Taken { .. } | Self::Reverted { .. } => true,
             Self::Deadline { .. } => false,
@@ -142,6 +146,13 @@ fn is_webhook_failure(error: &kube::Error) -> bool {
     code(error) == Some(500) && message(error).contains("failed calling webhook")
 }
 
+/// Whether admission has denied the request: *admission webhook "a" denied the request*, or *`ValidatingAdmissionPolicy` 'a' with binding 'b'
+/// denied request*. A webhook chooses the code of its answer, also one that means something else elsewhere.
+fn is_denial(error: &kube::Error) -> bool {
+    let message = message(error);
+    message.contains(" denied the request") || message.contains(" denied request")
+}
+
 fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
@@ -149,11 +160,16 @@ fn code(error: &kube::Error) -> Option<u16> {
     }
 }
 
-/// Treats errors with one of `codes` as success: they mean that nothing is left to do.
+/// Treats errors with one of `codes` as success: they mean that nothing is left to do, except as the answer of a webhook that denies the
+/// request.
 fn success_on<T>(answer: Result<T, kube::Error>, codes: &[u16]) -> Result<(), kube::Error> {
     match answer {
         Ok(_) => Ok(()),
-        Err(error) if code(&error).is_some_and(|code| codes.contains(&code)) => Ok(()),
+        Err(error)
+            if code(&error).is_some_and(|code| codes.contains(&code)) && !is_denial(&error) =>
+        {
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }
@@ -172,8 +188,13 @@ fn post_params() -> PostParams {
     }
 }
 
-/// A write takes milliseconds. Without this limit, a connection to an API server that died silently would block for minutes.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// A write takes milliseconds, or 34 s at most if an admission webhook hangs: the API server then says so (`requestTimeoutUpperBound` in
+/// k8s.io/apiserver). With room for [`EVENT_DEADLINE`] before and after, that answer is heard. Without this limit, a connection to an API
+/// server that died silently would block for minutes.
+const DEADLINE: Duration = Duration::from_secs(45);
+
+/// Time limit for an Event, which must not delay the writes that count.
+const EVENT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Limits the time of a write to `object`.
 ///
@@ -352,7 +373,7 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
     let name = job.name_any();
     match answer {
         Ok(_) => Ok(()),
-        Err(error) if code(&error) == Some(409) => {
+        Err(error) if code(&error) == Some(409) && !is_denial(&error) => {
             let there = jobs.get_opt(&name).await.map_err(|source| Error::Write {
                 act: "read",
                 object: format!("Job {name}"),
@@ -361,6 +382,11 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
             // The Job belongs to an earlier attempt; the watch delivers it.
             match there {
                 Some(there) if !is_managed(&there) => Err(Error::Taken { name }),
+                // Another conflict than that of the names, for example of two writes of a quota.
+                None if !is_taken(&error) => Err(Error::Create {
+                    object: format!("Job {name}"),
+                    source: error,
+                }),
                 Some(_) | None => Ok(()),
             }
         }
@@ -369,6 +395,11 @@ async fn create_job(client: &Client, settings: &Settings, job: &Job) -> Result<(
             source,
         }),
     }
+}
+
+/// Whether the API server says that the name of an object is taken.
+fn is_taken(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")
 }
 
 /// Whether the watch on Farrier's Jobs delivers the Job.
@@ -403,17 +434,18 @@ async fn publish_event(client: &Client, subject: &Subject, event: &EventSpec) {
     let events: Api<Event> = Api::namespaced(client.clone(), event::NAMESPACE);
     let now = jiff::Timestamp::now();
     let object = event::build(subject, event, now);
-    let written = match events.create(&PostParams::default(), &object).await {
-        Err(error) if code(&error) == Some(409) => repeat_event(&events, &object, now).await,
-        created => created.map(|_| ()),
+    let write = async {
+        match events.create(&PostParams::default(), &object).await {
+            Err(error) if is_taken(&error) => repeat_event(&events, &object, now).await,
+            created => created.map(|_| ()),
+        }
     };
-    if let Err(error) = written {
-        tracing::warn!(
-            error = message(&error),
-            note = event.note,
-            "failed to publish an Event"
-        );
-    }
+    let error = match tokio::time::timeout(EVENT_DEADLINE, write).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => message(&error),
+        Err(_) => "the API server does not answer".to_owned(),
+    };
+    tracing::warn!(error, note = event.note, "failed to publish an Event");
 }
 
 /// Counts an Event that exists already.
@@ -785,6 +817,75 @@ mod tests {
         let told = error.rejection().map(|problem| problem.sentence());
         let told = told.map(|told| told.contains(message) && told.contains("webhook, or exempt"));
         assert_eq!(told, is_outage.then_some(true));
+    }
+
+    fn api_error(code: u16, reason: &str, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Status {
+            status: Some(StatusSummary::Failure),
+            code,
+            message: message.to_owned(),
+            reason: reason.to_owned(),
+            ..Status::default()
+        }))
+    }
+
+    #[rstest]
+    fn a_denial_of_a_webhook_is_a_rejection_whatever_its_code(
+        #[values(404, 409, 413, 429, 500, 503)] code: u16,
+        #[values(
+            "admission webhook \"a.example\" denied the request: no",
+            "ValidatingAdmissionPolicy 'a' with binding 'b' denied request: no"
+        )]
+        message: &str,
+    ) {
+        let answer = Err::<(), _>(api_error(code, "no", message));
+        let source = success_on(answer, &[404, 409]).unwrap_err();
+        let object = "node n1".to_owned();
+        let act = "label";
+        let error = Error::Write {
+            act,
+            object,
+            source,
+        };
+        let told = error.rejection().unwrap().sentence();
+        assert!(told.contains(message), "{told}");
+        assert!(!error.is_conflict() && !error.is_outage());
+    }
+
+    #[rstest]
+    #[case::denial("no", "admission webhook \"a\" denied the request: no", true)]
+    #[case::quota("Conflict", "the object has been modified", true)]
+    #[case::name("AlreadyExists", "jobs.batch \"a\" already exists", false)]
+    #[tokio::test]
+    async fn a_conflict_without_a_job_of_the_name_is_an_error(
+        #[case] reason: &str,
+        #[case] message: &str,
+        #[case] fails: bool,
+    ) {
+        let refused = json!({"kind": "Status", "status": "Failure", "code": 409, "message": message, "reason": reason});
+        let none = json!({"kind": "Status", "status": "Failure", "code": 404, "message": "none", "reason": "NotFound"});
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let is_post = request.method() == "POST";
+            let (code, answer) = if is_post {
+                (409, &refused)
+            } else {
+                (404, &none)
+            };
+            let answer = Body::from(answer.to_string().into_bytes());
+            std::future::ready(hyper::Response::builder().status(code).body(answer))
+        });
+        let client = Client::new(service, "farrier");
+        let mut job = Job::default();
+        job.metadata.name = Some("a".to_owned());
+        let answer = create_job(&client, &settings(), &job).await;
+        let told = answer.err().map(|error| error.to_string());
+        assert_eq!(told.is_some(), fails);
+        assert!(told.is_none_or(|told| told.contains(message)));
+    }
+
+    #[test]
+    fn the_deadline_leaves_room_for_a_webhook_that_hangs_and_for_the_event_about_it() {
+        assert!(DEADLINE > Duration::from_secs(34) + 2 * EVENT_DEADLINE);
     }
 
     #[rstest]
