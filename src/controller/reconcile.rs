@@ -2,6 +2,7 @@
 //! object once at a time.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,15 +135,19 @@ fn remember_rejection(
     context: &Context,
     uid: &str,
     generation: Option<i64>,
-    answer: Result<(), apply::Error>,
+    answer: Result<(), (apply::Error, BTreeSet<String>)>,
 ) -> Result<Option<Duration>, apply::Error> {
     let rejection = match answer {
         Ok(()) => None,
-        Err(error) => match error.rejection() {
+        Err((error, targets)) => match error.rejection() {
             Some(problem) => {
                 tracing::warn!(%error, help = problem.help, "the API server rejected a write");
                 let is_outage = error.is_outage();
-                Some(Rejection { problem, is_outage })
+                Some(Rejection {
+                    problem,
+                    is_outage,
+                    targets,
+                })
             }
             None => return Err(error),
         },
@@ -207,7 +212,8 @@ async fn reconcile_node(
             look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
         }
     }
-    let wait = remember_rejection(&context, &view.uid, None, answer.map(|_| ()))?;
+    let answer = answer.map(|_| ()).map_err(|error| (error, BTreeSet::new()));
+    let wait = remember_rejection(&context, &view.uid, None, answer)?;
     Ok(wait
         .or(look_again)
         .map_or_else(Action::await_change, Action::requeue))
@@ -218,15 +224,13 @@ async fn reconcile_shim(
     context: Arc<Context>,
 ) -> Result<Action, apply::Error> {
     let view = context.view(&shim);
-    let (mut plan, rest) = match context.decide_shim(&view) {
+    let (plan, rest) = match context.decide_shim(&view) {
         Ok(decided) => decided,
         Err(rest) => return Ok(Action::requeue(rest)),
     };
-    if rest.is_some() && !view.deleting {
-        plan.runtime_classes.clear();
-    }
     let write = apply::shim(&context.client, &shim, plan);
-    let answer = apply::in_time(format!("Shim {}", view.name), write).await;
+    let answer = apply::in_time(format!("Shim {}", view.name), write.map(Ok)).await;
+    let answer = answer.unwrap_or_else(|error| Err((error, BTreeSet::new())));
     context.metrics.reconciled("shim", answer.is_ok());
     let wait = match (rest, answer) {
         (Some(rest), Ok(())) => Some(rest),

@@ -1,9 +1,10 @@
 //! The only writer to the API server. Every write either names the version that it is based on, or may be repeated without harm.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
@@ -192,6 +193,9 @@ fn post_params() -> PostParams {
 /// k8s.io/apiserver). With room for [`EVENT_DEADLINE`] before and after, that answer is heard. Without this limit, a connection to an API
 /// server that died silently would block for minutes.
 const DEADLINE: Duration = Duration::from_secs(45);
+
+/// RuntimeClasses of a Shim that are written at a time, so that one that a webhook delays does not delay the others.
+const CLASSES_AT_A_TIME: usize = 8;
 
 /// Time limit for an Event, which must not delay the writes that count.
 const EVENT_DEADLINE: Duration = Duration::from_secs(5);
@@ -467,20 +471,41 @@ async fn repeat_event(
 /// Carries out the plan for `shim`.
 ///
 /// # Errors
-/// When the API server rejects a write. Earlier writes stay, and the next decision continues from there.
-pub async fn shim(client: &Client, shim: &ShimObject, plan: ShimPlan) -> Result<(), Error> {
-    let mut made = Ok(());
-    for step in plan.runtime_classes {
-        // A rejected RuntimeClass delays neither the others nor the status that reports it.
-        made = made.and(runtime_class(client, step).await);
+/// When the API server rejects a write, with the targets of all rejected writes. Earlier writes stay, and the next decision continues from
+/// there.
+pub async fn shim(
+    client: &Client,
+    shim: &ShimObject,
+    plan: ShimPlan,
+) -> Result<(), (Error, BTreeSet<String>)> {
+    // A rejected RuntimeClass delays neither the others nor the status that reports it.
+    let steps = plan.runtime_classes.into_iter().map(|step| async {
+        let target = step.target();
+        let error = runtime_class(client, step).await.err()?;
+        Some((error, target))
+    });
+    let steps = futures::stream::iter(steps).buffered(CLASSES_AT_A_TIME);
+    let mut failed: Vec<(Error, String)> = steps.filter_map(std::future::ready).collect().await;
+    match status(client, shim, plan.status).await {
+        Err(error) => failed.push((error, "the status".to_owned())),
+        Ok(()) => {
+            for event in &plan.events {
+                let subject = Subject::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
+                publish_event(client, &subject, event).await;
+            }
+            let answer = finalizer(client, shim, &plan.finalizer).await;
+            let error = answer.err();
+            failed.extend(error.map(|error| (error, Finalizer::TARGET.to_owned())));
+        }
     }
-    status(client, shim, plan.status).await?;
-    for event in &plan.events {
-        let subject = Subject::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
-        publish_event(client, &subject, event).await;
-    }
-    finalizer(client, shim, &plan.finalizer).await?;
-    made
+    // A rejection is told before a fault that passes.
+    failed.sort_by_key(|(error, _)| error.rejection().is_none());
+    let rejected = failed
+        .iter()
+        .filter(|(error, _)| error.rejection().is_some());
+    let targets = rejected.map(|(_, target)| target.clone()).collect();
+    let first = failed.into_iter().next();
+    first.map_or(Ok(()), |(error, _)| Err((error, targets)))
 }
 
 /// A merge patch of a Shim's status.
@@ -752,6 +777,50 @@ mod tests {
             let metadata = json!({"finalizers": expected, "uid": "u", "resourceVersion": "7"});
             assert_eq!(document["metadata"], metadata);
         }
+    }
+
+    #[tokio::test]
+    async fn the_targets_of_rejected_writes_are_told_and_the_rest_is_written() {
+        let service = tower::service_fn(|request: hyper::Request<Body>| {
+            let is_rejected = request.uri().path().ends_with("/mine");
+            let refused = json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no", "reason": "Forbidden"});
+            let made = json!({"metadata": {"name": "spin"}, "handler": "spin"});
+            let (code, answer) = if is_rejected {
+                (403, refused)
+            } else {
+                (201, made)
+            };
+            let answer = Body::from(answer.to_string().into_bytes());
+            std::future::ready(hyper::Response::builder().status(code).body(answer))
+        });
+        let class = |name: &str| -> Box<RuntimeClass> {
+            let metadata = json!({"name": name, "uid": format!("uid-of-{name}")});
+            serde_json::from_value(json!({"metadata": metadata, "handler": "spin"})).unwrap()
+        };
+        let steps = || {
+            vec![
+                RuntimeClassStep::Replace(class("mine")),
+                RuntimeClassStep::Create(class("spin")),
+            ]
+        };
+        let plan = ShimPlan {
+            runtime_classes: steps(),
+            ..ShimPlan::default()
+        };
+        let client = Client::new(service, "farrier");
+        let seen: ShimObject = serde_json::from_value(json!({"metadata": {}})).unwrap();
+        let (error, targets) = shim(&client, &seen, plan).await.unwrap_err();
+        assert!(error.rejection().is_some());
+        assert_eq!(targets, ["uid-of-mine".to_owned()].into());
+        // The user deletes the RuntimeClass, and the Shim's own takes its place.
+        let own = RuntimeClassStep::Create(class("mine"));
+        let mut plan = ShimPlan {
+            runtime_classes: steps(),
+            ..ShimPlan::default()
+        };
+        plan.runtime_classes.push(own.clone());
+        let rest = plan.without(&targets).runtime_classes;
+        assert_eq!(rest, [RuntimeClassStep::Create(class("spin")), own]);
     }
 
     #[tokio::test]

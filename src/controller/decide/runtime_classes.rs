@@ -38,6 +38,18 @@ pub enum RuntimeClassStep {
     },
 }
 
+impl RuntimeClassStep {
+    /// The object that is written, as text: a new one of a name, or the present one of a UID.
+    #[must_use]
+    pub fn target(&self) -> String {
+        match self {
+            Self::Create(class) => format!("RuntimeClass {}", class.name_any()),
+            Self::Replace(class) => class.uid().unwrap_or_default(),
+            Self::Delete { uid, .. } => uid.clone(),
+        }
+    }
+}
+
 /// What to do and to say about a Shim's RuntimeClasses.
 #[derive(Debug, Default, PartialEq)]
 pub struct RuntimeClassPlan {

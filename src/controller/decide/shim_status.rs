@@ -1,7 +1,7 @@
 //! The decision about one Shim: its finalizer, its RuntimeClasses, its status and Events. Pure.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -46,6 +46,17 @@ impl ShimPlan {
             ..Self::default()
         }
     }
+
+    /// The plan without the writes to these targets.
+    #[must_use]
+    pub fn without(mut self, targets: &BTreeSet<String>) -> Self {
+        let steps = &mut self.runtime_classes;
+        steps.retain(|step| !targets.contains(&step.target()));
+        if self.finalizer == Finalizer::Add && targets.contains(Finalizer::TARGET) {
+            self.finalizer = Finalizer::Keep;
+        }
+        self
+    }
 }
 
 /// Whether the Shim is to get Farrier's finalizer.
@@ -64,6 +75,11 @@ pub enum Finalizer {
     Add,
     /// Remove it: no node carries the Shim any more.
     Release,
+}
+
+impl Finalizer {
+    /// The finalizer as the target of a write, beside [the RuntimeClasses](runtime_classes::RuntimeClassStep::target).
+    pub const TARGET: &str = "the finalizer";
 }
 
 /// Everything that a decision about one Shim depends on.
@@ -120,8 +136,11 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
         first_binaries: first_binaries(shim, seen.first_binaries),
         ..status(shim, tally, unusable.as_ref(), &classes, refused, now)
     };
-    // The finalizer is set on the version that was read. The status follows with the next decision.
-    let keep_status = finalizer != Finalizer::Keep || shim.status.as_ref() == Some(&status);
+    // The finalizer is set on the version that was read. The status follows with the next decision, unless it has to tell that the API
+    // server rejects a write: that of the finalizer may be it.
+    let is_accepted = seen.rejected.is_none();
+    let keep_status =
+        finalizer != Finalizer::Keep && is_accepted || shim.status.as_ref() == Some(&status);
     ShimPlan {
         events: if keep_status {
             Vec::new()

@@ -418,7 +418,7 @@ impl Context {
         memory.refused_evictions.after(uid, refusal);
     }
 
-    /// Decides on one Shim. Also returns how long to wait before a rejected write of the Shim is repeated.
+    /// Decides on one Shim. Until a rejected write is repeated, the plan has the other writes only. Also returns how long that is.
     ///
     /// # Errors
     /// If the status was updated recently, returns how long to wait until the next update.
@@ -465,8 +465,11 @@ impl Context {
             self.metrics.nodes(&view.name, counts);
             memory.status_decided.insert(view.name.clone(), now);
         }
-        let rejected = rejected.and_then(|rejected| rejected.rest(view.generation, now));
-        Ok((plan, rejected))
+        let waits = rejected.and_then(|it| Some((it.rest(view.generation, now)?, it.targets)));
+        Ok(match waits {
+            Some((rest, targets)) if !view.deleting => (plan.without(&targets), Some(rest)),
+            waits => (plan, waits.map(|(rest, _)| rest)),
+        })
     }
 
     /// Records a rejected write of an object, or with `None` that no write is rejected. Returns when to reconcile again, if the record

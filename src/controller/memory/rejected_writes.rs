@@ -1,6 +1,6 @@
 //! Records writes that the API server rejected, so that the next decision can report them. Writes nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::controller::decide::job_due::{FIRST_RETRY, backoff};
@@ -41,6 +41,8 @@ pub struct Rejection {
     pub problem: Problem,
     /// An admission webhook did not answer. It may answer again without a change of any object.
     pub is_outage: bool,
+    /// The targets of the rejected writes of a Shim.
+    pub targets: BTreeSet<String>,
 }
 
 /// The last rejected write of each node and Shim, by UID.
@@ -54,6 +56,8 @@ pub struct RejectedWrite {
     pub problem: Problem,
     /// An admission webhook did not answer.
     pub is_outage: bool,
+    /// The targets of the rejected writes of a Shim. Other writes for the Shim need not wait.
+    pub targets: BTreeSet<String>,
     /// Rejections in a row.
     times: u32,
     /// Generation of the spec that was rejected.
@@ -83,7 +87,12 @@ impl RejectedWrites {
         generation: Option<i64>,
         rejection: Option<Rejection>,
     ) -> Option<Duration> {
-        let Some(Rejection { problem, is_outage }) = rejection else {
+        let Some(Rejection {
+            problem,
+            is_outage,
+            mut targets,
+        }) = rejection
+        else {
             return self.0.remove(uid).map(|_| AT_ONCE);
         };
         if self.0.len() >= MOST {
@@ -97,10 +106,16 @@ impl RejectedWrites {
         } else {
             backoff(times)
         };
-        let again = Instant::now() + wait;
+        let now = Instant::now();
+        if let Some(before) = before.filter(|it| it.rest(generation, now).is_some()) {
+            // These were left out of this write, and still wait.
+            targets.extend(before.targets.iter().cloned());
+        }
+        let again = now + wait;
         let rejection = RejectedWrite {
             problem,
             is_outage,
+            targets,
             times,
             generation,
             again,
@@ -126,10 +141,30 @@ mod tests {
         let mut writes = RejectedWrites::default();
         let mut after = || {
             let problem = Problem::new("so it is", None);
-            writes.after("u", None, Some(Rejection { problem, is_outage }))
+            let rejection = Rejection {
+                problem,
+                is_outage,
+                targets: BTreeSet::new(),
+            };
+            writes.after("u", None, Some(rejection))
         };
         let waits = expected.map(|_| after());
         assert_eq!(waits, expected.map(|wait| Some(Duration::from_secs(wait))));
         assert_eq!(writes.after("u", None, None), Some(AT_ONCE));
+    }
+
+    #[test]
+    fn a_rejection_keeps_the_targets_that_were_left_out() {
+        let mut writes = RejectedWrites::default();
+        for target in ["one", "other"] {
+            let problem = Problem::new("so it is", None);
+            let rejection = Rejection {
+                problem,
+                is_outage: false,
+                targets: [target.to_owned()].into(),
+            };
+            let _ = writes.after("u", Some(1), Some(rejection));
+        }
+        assert_eq!(writes.of("u").unwrap().targets.len(), 2);
     }
 }

@@ -161,6 +161,28 @@ fn the_label_of_a_renamed_handler_is_removed_before_the_new_handler_is_served() 
 }
 
 #[test]
+fn a_rejected_finalizer_is_told_in_the_status() {
+    let mut scene = Scene::provisioned();
+    scene.shims[0].has_finalizer = false;
+    assert_eq!(scene.status(0).status, None);
+    scene.rejected = Some(Problem::new(
+        "failed to set the finalizer of Shim spin: no",
+        None,
+    ));
+    let plan = scene.status(0);
+    assert_eq!(plan.finalizer, Finalizer::Add);
+    assert_eq!(plan.events.len(), 1);
+    let status = plan.status.unwrap();
+    let ready = &status.conditions[0];
+    assert!(
+        ready.message.contains("set the finalizer of Shim spin: no"),
+        "{ready:?}"
+    );
+    scene.shims[0].status = Some(status);
+    assert_eq!(scene.status(0).status, None, "it is written once");
+}
+
+#[test]
 fn a_shim_without_its_finalizer_stays_on_its_nodes() {
     let mut scene = Scene::provisioned();
     scene.shims[0].has_finalizer = false;
