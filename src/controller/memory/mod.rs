@@ -538,24 +538,7 @@ impl Context {
             return carriers;
         }
         let nodes = self.nodes.state();
-        let views = nodes.iter().map(|node| NodeView::from(node.as_ref()));
-        let marked = views.filter(|view| {
-            view.annotations.contains_key(names::APPLIED_ANNOTATION)
-                || view.labelled().next().is_some()
-        });
-        marked
-            .map(|view| {
-                let shims = view.labelled().map(|(shim, _)| shim.to_owned());
-                let shims = shims.collect();
-                (
-                    view.name.clone(),
-                    Carrier {
-                        shims,
-                        reason: None,
-                    },
-                )
-            })
-            .collect()
+        marked(nodes.iter().map(|node| NodeView::from(node.as_ref())))
     }
 
     fn seen<'a>(
@@ -600,6 +583,23 @@ impl Context {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The nodes with a label or the annotation of Farrier. A node that is being deleted is not changed any more, and nothing waits for it.
+fn marked(nodes: impl Iterator<Item = NodeView>) -> BTreeMap<String, Carrier> {
+    let marked = nodes.filter(|view| {
+        let has_label = view.labelled().next().is_some();
+        !view.deleting && (has_label || view.annotations.contains_key(names::APPLIED_ANNOTATION))
+    });
+    let carrier = |view: NodeView| {
+        let shims = view.labelled().map(|(shim, _)| shim.to_owned());
+        let carrier = Carrier {
+            shims: shims.collect(),
+            reason: None,
+        };
+        (view.name, carrier)
+    };
+    marked.map(carrier).collect()
 }
 
 /// Runs `work`, which may take a second or more, while other threads run the other tasks of the runtime. On a runtime with one thread, the
@@ -657,6 +657,19 @@ mod tests {
         let watches = Watches::new(&client, "farrier");
         let (queues, _receivers) = Queues::new();
         Context::new(client, settings(), &watches, queues, uninstalling)
+    }
+
+    #[test]
+    fn a_node_that_is_being_deleted_holds_up_no_uninstall() {
+        let node = |name: &str, more: serde_json::Value| {
+            let mut node = serde_json::json!({"metadata": {"name": name, "labels": {"farrier.dev/spin": "removing"}}});
+            node["metadata"]["deletionTimestamp"] = more;
+            NodeView::from(&serde_json::from_value::<NodeObject>(node).unwrap())
+        };
+        let leaving = node("leaving", "2026-01-01T00:00:00Z".into());
+        let nodes = [node("there", serde_json::Value::Null), leaving];
+        let marked = marked(nodes.into_iter());
+        assert_eq!(marked.into_keys().collect::<Vec<_>>(), ["there"]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
