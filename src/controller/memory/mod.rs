@@ -187,6 +187,20 @@ impl Context {
 
     /// Queues the objects that a change triggers.
     pub fn trigger(&self, trigger: Trigger) {
+        // The first decisions may be made before this replica is known to act, and no later trigger names the Shim again.
+        match &trigger {
+            Trigger::ShimGone(shim) => {
+                let mut memory = self.memory();
+                self.metrics.remove_shim(shim);
+                memory.status_decided.remove(shim);
+            }
+            Trigger::Everything => self.forget_absent_shims(),
+            Trigger::Nothing
+            | Trigger::Node(_)
+            | Trigger::NodeGone(_)
+            | Trigger::Shim(_)
+            | Trigger::Shims => {}
+        }
         if !self.decides() {
             // A replica that begins to act reconciles everything.
             return;
@@ -202,19 +216,12 @@ impl Context {
                 self.queues.requeue(&requeue);
             }
             Trigger::Shim(shim) => self.queues.shim(&shim),
-            Trigger::ShimGone(shim) => {
-                let mut memory = self.memory();
-                self.metrics.remove_shim(&shim);
-                memory.status_decided.remove(&shim);
-                drop(memory);
-                self.request_recount();
-            }
+            Trigger::ShimGone(_) => self.request_recount(),
             Trigger::Everything => {
                 self.memory().expectations.listed();
                 let jobs = self.jobs.state();
                 let uids: HashSet<String> = jobs.iter().filter_map(|job| job.uid()).collect();
                 self.without_pod().listed(|uid| uids.contains(uid));
-                self.forget_absent_shims();
                 self.request_recount();
             }
             Trigger::Shims => {
@@ -617,6 +624,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use kube::client::Body;
+    use rstest::rstest;
 
     use super::*;
     use crate::controller::tests::settings;
@@ -712,6 +720,32 @@ mod tests {
         context.decide_shim(&context.view(&shim)).unwrap();
         let text = context.metrics.text();
         assert!(!text.contains("gone"), "{text}");
+    }
+
+    #[rstest]
+    #[case::deleted(Trigger::ShimGone("gone".to_owned()))]
+    #[case::deleted_while_the_watch_was_interrupted(Trigger::Everything)]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_metrics_of_a_deleted_shim_stay(
+        #[case] trigger: Trigger,
+        #[values(false, true)] acts: bool,
+    ) {
+        let context = context(false);
+        if acts {
+            context.begin();
+        }
+        // As a decision does while the Shim is there.
+        context.metrics.nodes("gone", [1, 0, 0, 0, 0]);
+        let mut memory = context.memory();
+        memory
+            .status_decided
+            .insert("gone".to_owned(), Instant::now());
+        drop(memory);
+        assert!(context.metrics.text().contains(r#"shim="gone""#));
+        context.trigger(trigger);
+        let text = context.metrics.text();
+        assert!(!text.contains("gone"), "{text}");
+        assert!(context.memory().status_decided.is_empty());
     }
 
     #[test]
