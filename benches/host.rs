@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use farrier::handoff::{Owner, Proof, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::containerd::cri;
 use farrier::installer::host::HostRoot;
 use serde::Deserialize;
@@ -489,6 +489,7 @@ fn fetching(binary: &Path) -> Line {
         keep: false,
         present: None,
         first_binary_sha256: None,
+        proof: Proof::None,
     };
     let request = ProvisionRequest::new(Owner::Cluster, "uid".to_owned(), vec![shim], vec![]);
     let file = directory.path().join("request");

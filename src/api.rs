@@ -14,8 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::{
-    InvalidDigest, LONGEST_LABEL_NAME, OnRestart, Sha256Digest, has_known_scheme, path_on_host,
-    shown_location,
+    InvalidDigest, LONGEST_LABEL_NAME, OnRestart, Proof, Sha256Digest, has_known_scheme,
+    path_on_host, shown_location,
 };
 
 mod error;
@@ -92,6 +92,12 @@ pub struct ShimSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "OnRestart")]
     pub on_restart: Option<OnRestart>,
+    /// What is proven on a node before pods are scheduled to it, beside that containerd serves the handlers of the Shim. `None`: nothing
+    /// more, which is the default. `Sandbox`: a pod sandbox of each handler is run and removed, which also takes the sandbox image of
+    /// containerd. If that fails, the change of the node is undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Proof")]
+    pub proof: Option<Proof>,
     /// Stop acting on this Shim: nodes that carry the shim keep it as it is, and no other node gets the shim.
     #[serde(default)]
     pub paused: bool,

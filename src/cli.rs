@@ -15,7 +15,7 @@ use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::de::DeserializeOwned;
 
-use crate::handoff::{InvalidDigest, OptionValue, ShimRequest};
+use crate::handoff::{self, InvalidDigest, OptionValue, ShimRequest};
 use crate::names;
 
 /// Fits container runtimes to Kubernetes nodes.
@@ -336,6 +336,15 @@ pub enum OnRestart {
     Allow,
 }
 
+/// What is proven of a handler beside that containerd serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Proof {
+    /// Nothing.
+    None,
+    /// The handler runs a pod sandbox.
+    Sandbox,
+}
+
 /// Options of `farrier install`.
 ///
 /// One of `--request` and `--shim` is required: without a shim, no handler is reserved. `uninstall` removes all shims.
@@ -368,6 +377,10 @@ pub struct Install {
     /// Install also over shims of the cluster that this node belongs to. The cluster installs its own again later.
     #[arg(long)]
     pub take_over: bool,
+    /// What to prove of each handler beside that containerd serves it. sandbox: run and remove a pod sandbox, and undo the change if this
+    /// fails. The default is the value in the request of a Job, and none otherwise.
+    #[arg(long, value_enum, value_name = "PROOF")]
+    pub proof: Option<Proof>,
     /// Whom downloads trust.
     #[command(flatten)]
     pub trust: Trust,
@@ -530,6 +543,7 @@ fn parse_shim(spec: &str) -> Result<ShimRequest, String> {
         keep: false,
         present: None,
         first_binary_sha256: None,
+        proof: handoff::Proof::None,
     };
     let mut handler = name.to_owned();
     let mut given = BTreeSet::new();

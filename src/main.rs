@@ -12,7 +12,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, ValueEnum as _};
 use farrier::cli::{self, Cli, Command, JobTtl, LogFormat, Output, ReserveHandlers};
 use farrier::controller;
-use farrier::handoff::{OnRestart, printable};
+use farrier::handoff::{OnRestart, Proof, printable};
 use farrier::installer::containerd::patience::Deadline;
 use farrier::installer::containerd::rehearsal;
 use farrier::installer::report::text;
@@ -308,6 +308,7 @@ async fn run_install(install: cli::Install) -> ExitCode {
         reserve,
         keep_others,
         take_over,
+        proof,
         trust,
         deadline,
         termination_message,
@@ -333,6 +334,10 @@ async fn run_install(install: cli::Install) -> ExitCode {
         artifacts,
         keep_others,
         take_over,
+        proof: proof.map(|proof| match proof {
+            cli::Proof::None => Proof::None,
+            cli::Proof::Sandbox => Proof::Sandbox,
+        }),
         ca_file: trust.ca_file,
         allow_link_local: trust.allow_link_local,
         interrupts,

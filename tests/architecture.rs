@@ -72,7 +72,7 @@ const FLOORS: &[(&str, &[&[&str]])] = &[
             &["ending_pods"],
             &["name"],
             &["location", "problem"],
-            &["digest", "document", "printable", "restart_policy"],
+            &["digest", "document", "printable", "proof", "restart_policy"],
         ],
     ),
     (

@@ -27,7 +27,9 @@ use super::decide::job_due::backoff;
 use super::decide::shim_status::Finalizer;
 use super::decide::types::{Hold, JobStep, Plan};
 use super::settings::Settings;
-use crate::handoff::{EndingPod, HandlerReport, OnRestart, OptionValue, Outcome, ProvisionReport};
+use crate::handoff::{
+    EndingPod, HandlerReport, OnRestart, OptionValue, Outcome, Proof, ProvisionReport,
+};
 
 /// Settings of a controller that several suites start from.
 pub fn settings() -> Settings {

@@ -11,6 +11,7 @@ mod location;
 mod name;
 mod printable;
 mod problem;
+mod proof;
 mod report;
 mod request;
 mod restart_policy;
@@ -22,6 +23,7 @@ pub use location::{has_known_scheme, path_on_host, release_in, shown_location};
 pub use name::{LONGEST_LABEL_NAME, is_label_name, is_runtime_class_handler};
 pub use printable::{printable, printable_up_to};
 pub use problem::{Problem, elide};
+pub use proof::Proof;
 pub use report::{
     FetchResult, FileAction, FileReport, HandlerReport, Outcome, ProvisionReport,
     TERMINATION_MESSAGE_LIMIT, TakenOver,

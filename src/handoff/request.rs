@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::Sha256Digest;
 use super::document::{self, API_VERSION, Error};
 use super::name::check_name;
+use super::proof::Proof;
 use super::restart_policy::{OnRestart, RestartPolicy};
 
 /// The desired set of one node: all Shims that it should have, and the owner of the set.
@@ -81,6 +82,9 @@ pub struct ShimRequest {
     /// Options that containerd passes to the shim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
+    /// What is proven of the handlers before they are advertised.
+    #[serde(default, skip_serializing_if = "Proof::is_default")]
+    pub proof: Proof,
     /// SHA-256 of the binary that the node reported for exactly this request. The binary is not fetched again.
     ///
     /// A hint, which [`ProvisionRequest::without_hints`] removes. It comes from an annotation that others can write too, so the installer
@@ -107,6 +111,7 @@ impl ShimRequest {
             binary_sha256: None,
             binary: None,
             options: BTreeMap::new(),
+            proof: Proof::None,
             present: None,
             first_binary_sha256: None,
         }
@@ -402,6 +407,19 @@ mod tests {
         let expected =
             r#"{"name":"a","handlers":["a"],"location":"https://example.org/shim.tar.gz"}"#;
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_proof_counts_in_the_digest_and_reads_back() {
+        let of = |shim| ProvisionRequest::new(Owner::Cluster, String::new(), vec![shim], vec![]);
+        let proven = of(ShimRequest {
+            proof: Proof::Sandbox,
+            ..shim("a")
+        });
+        assert_ne!(proven.digest(), of(shim("a")).digest());
+        let text = proven.to_json();
+        assert!(text.contains(r#""proof":"Sandbox""#), "{text}");
+        assert_eq!(ProvisionRequest::from_json(&text).unwrap(), proven);
     }
 
     #[rstest]

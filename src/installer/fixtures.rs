@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::{ConfigFiles, SourceFile, legacy_handlers};
 use crate::handoff::{
-    EndingPod, OnRestart, OptionValue, Owner, Problem, RestartPolicy, Sha256Digest, ShimRequest,
+    EndingPod, OnRestart, OptionValue, Owner, Problem, Proof, RestartPolicy, Sha256Digest,
+    ShimRequest,
 };
 use crate::installer::containerd::cri::{DataDirectories, Network, Served};
 use crate::installer::containerd::daemon::{Containerd, Daemon};
@@ -278,6 +279,7 @@ pub fn goal(shims: &[&str]) -> GoalBuilder {
         keep: false,
         present: None,
         first_binary_sha256: None,
+        proof: Proof::None,
     };
     let goal = GoalBuilder(Goal {
         owner: Owner::Cluster,

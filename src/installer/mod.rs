@@ -136,9 +136,7 @@ impl RunResult {
 /// Installs the requested shims on the host. Every outcome, also a failure, is in the report.
 pub async fn install(options: &InstallOptions, mode: Mode) -> RunResult {
     let mut report = report_of(mode);
-    // Nothing is downloaded beside a hand-off directory.
-    let allow_link_local = options.allow_link_local || options.artifacts.is_some();
-    let request = match options.source.read(allow_link_local) {
+    let request = match options.read_request() {
         Ok(request) => request,
         Err(error) => return unusable(report, &error),
     };

@@ -9,8 +9,8 @@ use reqwest::Url;
 
 use crate::containerd_config::is_usable_name;
 use crate::handoff::{
-    self, OnRestart, Owner, Problem, ProvisionRequest, RestartPolicy, Sha256Digest, ShimRequest,
-    has_known_scheme, is_runtime_class_handler, path_on_host, shown_location,
+    self, OnRestart, Owner, Problem, Proof, ProvisionRequest, RestartPolicy, Sha256Digest,
+    ShimRequest, has_known_scheme, is_runtime_class_handler, path_on_host, shown_location,
 };
 use crate::installer::artifact::link_local::{LinkLocal, check_url};
 use crate::installer::host::{self, HostRoot, Target};
@@ -165,6 +165,8 @@ pub struct InstallOptions {
     pub keep_others: bool,
     /// Also change handlers that belong to the cluster, where the command line requests them.
     pub take_over: bool,
+    /// What is proven of the handlers before they count as served; `None` leaves this to the request.
+    pub proof: Option<Proof>,
     /// More certificate authorities than Mozilla's, as PEM.
     pub ca_file: Option<PathBuf>,
     /// Download also from link-local addresses and from metadata services of clouds.
@@ -222,6 +224,22 @@ impl<'a> Host<'a> {
 }
 
 impl InstallOptions {
+    /// Reads the request, whose proofs these options override.
+    ///
+    /// # Errors
+    /// As for [`RequestSource::read`].
+    pub(crate) fn read_request(&self) -> Result<ProvisionRequest, Error> {
+        // Nothing is downloaded beside a hand-off directory.
+        let allow_link_local = self.allow_link_local || self.artifacts.is_some();
+        let mut request = self.source.read(allow_link_local)?;
+        if let Some(proof) = self.proof {
+            for shim in request.shims.iter_mut().filter(|shim| !shim.keep) {
+                shim.proof = proof;
+            }
+        }
+        Ok(request)
+    }
+
     /// The handlers of the host after the installation of `request`; `binaries` has the digest of each shim's binary, or the problem.
     pub(crate) fn goal(
         &self,

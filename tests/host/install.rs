@@ -597,6 +597,7 @@ fn interrupt(host: &Host, before: &str) {
         obsolete_directories: Vec::new(),
         legacy_cleanup: installer::plan::LegacyCleanup::default(),
         leaving: std::collections::BTreeMap::new(),
+        prove: BTreeSet::new(),
     }
     .save(&root)
     .unwrap();

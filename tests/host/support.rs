@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::{executable, writing};
 use crate::tree::tree;
-use farrier::handoff::{Owner, ProvisionReport, ProvisionRequest, ShimRequest};
+use farrier::handoff::{Owner, Proof, ProvisionReport, ProvisionRequest, ShimRequest};
 use farrier::installer::transaction::interrupts::Interrupts;
 use farrier::installer::{
     self, HostOptions, InstallOptions, Mode, RequestSource, Target, UninstallOptions,
@@ -65,6 +65,7 @@ pub fn shim(name: &str) -> ShimRequest {
         keep: false,
         present: None,
         first_binary_sha256: None,
+        proof: Proof::None,
     }
 }
 
@@ -134,6 +135,7 @@ impl Host {
             take_over: false,
             ca_file: None,
             allow_link_local: false,
+            proof: None,
             interrupts: Interrupts::default(),
         }
     }

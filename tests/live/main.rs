@@ -27,6 +27,7 @@ mod node;
 mod patience;
 mod pending;
 mod pods;
+mod proof;
 #[path = "../support/random.rs"]
 mod random;
 mod random_edits;

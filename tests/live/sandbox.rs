@@ -6,9 +6,9 @@ use std::process::Command;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StatusRequest, StopPodSandboxRequest,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StatusRequest, StopPodSandboxRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -125,6 +125,18 @@ impl Cri {
 
     /// Starts a pod of `handler`; returns its number.
     pub async fn start_pod(&mut self, handler: &str) -> String {
+        self.start_labelled_pod(handler, &[]).await
+    }
+
+    /// The number of sandboxes, ready or not.
+    pub async fn sandboxes(&mut self) -> usize {
+        let request = ListPodSandboxRequest { filter: None };
+        let list = self.0.list_pod_sandbox(request).await.unwrap();
+        list.into_inner().items.len()
+    }
+
+    /// As [`Cri::start_pod`], with labels.
+    pub async fn start_labelled_pod(&mut self, handler: &str, labels: &[(&str, &str)]) -> String {
         let namespaces = NamespaceOption {
             network: NamespaceMode::Node as i32,
             ipc: NamespaceMode::Node as i32,
@@ -146,6 +158,10 @@ impl Cri {
         };
         let config = PodSandboxConfig {
             metadata: Some(metadata),
+            labels: labels
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
             linux: Some(linux),
             ..PodSandboxConfig::default()
         };

@@ -768,6 +768,7 @@ fn resolve(name: &str, spec: &ShimSpec, seen: &Seen<'_>) -> Result<ShimRequest, 
         binary_sha256: artifact.binary_sha256,
         binary: spec.fetch_strategy.binary.clone(),
         options: options(spec),
+        proof: spec.proof.unwrap_or_default(),
         first_binary_sha256: seen.cluster.first_binary(name, &node.os, &node.arch),
         ..ShimRequest::kept(name)
     })

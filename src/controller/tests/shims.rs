@@ -27,6 +27,19 @@ fn a_paused_shim_stays_on_its_nodes_whatever_its_spec() {
 }
 
 #[test]
+fn a_proof_is_requested_also_of_nodes_that_serve_the_shim() {
+    let mut scene = Scene::provisioned();
+    assert_eq!(scene.decide().job, JobStep::None);
+    scene.spec().proof = Some(Proof::None);
+    assert_eq!(scene.decide().job, JobStep::None);
+    scene.spec().proof = Some(Proof::Sandbox);
+    let JobStep::Create { request, .. } = scene.decide().job else {
+        panic!("no Job")
+    };
+    assert_eq!(request.shims[0].proof, Proof::Sandbox);
+}
+
+#[test]
 fn a_shim_without_artifact_for_the_platform_is_unsupported_without_a_job() {
     let mut scene = scene().annotated();
     scene.spec().fetch_strategy = serde_json::from_value(json!({"platforms": [

@@ -68,6 +68,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// The message of the cause alone.
+    pub(super) fn into_message(self) -> String {
+        match self {
+            Self::Unavailable { message, .. }
+            | Self::Uninitialized { message, .. }
+            | Self::Unimplemented { message }
+            | Self::Unreadable { message } => message,
+        }
+    }
+
     /// How an operator corrects the cause.
     #[must_use]
     pub fn help(&self) -> Option<Cow<'_, str>> {
@@ -397,7 +407,10 @@ pub fn pods_by_handler(sandboxes: &[Sandbox], default: &str) -> BTreeMap<String,
     pods
 }
 
-async fn connect(host: &HostRoot, socket: &str) -> Result<RuntimeServiceClient<Channel>, Error> {
+pub(super) async fn connect(
+    host: &HostRoot,
+    socket: &str,
+) -> Result<RuntimeServiceClient<Channel>, Error> {
     let channel = channel(host, socket).await?;
     Ok(RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
@@ -431,14 +444,23 @@ async fn await_response<T>(
     socket: &str,
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Error> {
+    await_within(socket, ANSWER_LIMIT, call).await
+}
+
+/// The response of a call that may take `limit`.
+pub(super) async fn await_within<T>(
+    socket: &str,
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
     let unavailable = |message: String| Error::Unavailable {
         socket: socket.to_owned(),
         message,
     };
-    let status = match tokio::time::timeout(ANSWER_LIMIT, call).await {
+    let status = match tokio::time::timeout(limit, call).await {
         Ok(Ok(await_response)) => return Ok(await_response.into_inner()),
         Ok(Err(status)) => status,
-        Err(_) => return Err(unavailable(format!("no answer within {ANSWER_LIMIT:?}"))),
+        Err(_) => return Err(unavailable(format!("no answer within {limit:?}"))),
     };
     match status.code() {
         Code::Unimplemented => Err(Error::Unimplemented {

@@ -12,6 +12,7 @@ pub mod patience;
 pub mod process;
 pub mod rehearsal;
 pub mod restart;
+pub mod sandbox;
 pub mod service;
 pub(crate) mod sockets;
 pub mod systemd;

@@ -9,7 +9,8 @@ use super::preconditions::note_on_cluster;
 use super::takeover::takeover_candidates;
 use super::types::HandlerSet;
 use crate::containerd_config::is_usable_name;
-use crate::handoff::{HandlerReport, Owner, Problem, Sha256Digest, ShimRequest, TakenOver};
+use crate::handoff::{HandlerReport, Owner, Problem, Proof, Sha256Digest, ShimRequest, TakenOver};
+use crate::installer::host::Target;
 use crate::installer::inspect::{HostFacts, verified_digest};
 use crate::installer::state::{Binary, OwnedHandler, owner_name};
 
@@ -179,6 +180,14 @@ impl Builder<'_> {
             owner: self.goal.owner,
             path,
             options: shim.options.clone(),
+            // An image runs no pods, and what runs at a path of others proves nothing.
+            proof: if self.facts.containerd.target() == Target::Live
+                && self.config.found(handler).is_none()
+            {
+                shim.proof
+            } else {
+                Proof::None
+            },
             binary: Binary::Installed {
                 sha256,
                 location: shim.location.clone(),
@@ -275,6 +284,7 @@ impl Builder<'_> {
                 owned.owner
             },
             binary: Binary::Reserved,
+            proof: Proof::None,
             ..owned.clone()
         };
         self.set.next.insert(name.to_owned(), reserved);
@@ -323,6 +333,7 @@ impl Builder<'_> {
                     owner: self.goal.owner,
                     path: None,
                     options: options.cloned().unwrap_or_default(),
+                    proof: Proof::None,
                     binary: Binary::Reserved,
                 };
                 self.set.next.insert(name.clone(), owned);

@@ -16,10 +16,10 @@ pub mod stale_config;
 pub mod takeover;
 mod types;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::containerd_config::Handler;
-use crate::handoff::{EndingPod, HandlerReport, Owner, Problem, Sha256Digest};
+use crate::handoff::{EndingPod, HandlerReport, Owner, Problem, Proof, Sha256Digest};
 use crate::installer::host::Target;
 use crate::installer::inspect::HostFacts;
 use crate::installer::state::{OwnedConfig, OwnedHandler, State, StateAfter, owner_name};
@@ -183,6 +183,7 @@ fn assemble(
         notes.push(problem.sentence());
     }
     notes.extend(set.report_lost(goal.owner, &lost(facts, &next, &store)));
+    let prove = to_prove(&facts.state, &next);
     let mut state = State {
         handlers: next,
         draining: set.draining,
@@ -237,7 +238,25 @@ fn assemble(
         notes,
         managed,
         declared,
+        prove,
     })
+}
+
+/// The handlers of `next` that are not proven yet with their binary and their options.
+fn to_prove(before: &State, next: &BTreeMap<String, OwnedHandler>) -> BTreeSet<String> {
+    let is_proven = |name: &String, owned: &OwnedHandler| {
+        let before = before.handlers.get(name);
+        before.is_some_and(|before| {
+            before.proof == owned.proof
+                && before.sha256() == owned.sha256()
+                && before.options == owned.options
+        })
+    };
+    let unproven = next.iter().filter(|(name, owned)| match owned.proof {
+        Proof::None => false,
+        Proof::Sandbox => !is_proven(name, owned),
+    });
+    unproven.map(|(name, _)| name.clone()).collect()
 }
 
 /// Checks that the configuration of others needs no managed handler that is no longer `declared`.

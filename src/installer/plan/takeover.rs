@@ -9,7 +9,7 @@ use serde::Serialize as _;
 
 use super::types::{HandlerSet, LegacyCleanup, LockChange};
 use crate::containerd_config::PluginId;
-use crate::handoff::{Owner, Problem, Sha256Digest};
+use crate::handoff::{Owner, Problem, Proof, Sha256Digest};
 use crate::installer::inspect::HostFacts;
 use crate::installer::inspect::legacy::LegacyHandler;
 use crate::installer::inspect::legacy::{LockFile, legacy_directory_of, lock_entries};
@@ -46,6 +46,7 @@ pub(crate) fn takeover_candidates(facts: &HostFacts, file: &str) -> BTreeMap<Str
                 owner: legacy_handler.owner,
                 path: Some(legacy_handler.declared.path.clone()),
                 options: legacy_handler.options(),
+                proof: Proof::None,
                 binary: match binary {
                     Some(binary) => Binary::Installed {
                         sha256: binary.sha256,

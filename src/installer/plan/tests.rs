@@ -1,7 +1,5 @@
 //! Tables of decisions: the facts of a host, a goal, and the plan.
 
-use std::collections::BTreeSet;
-
 use rstest::rstest;
 
 use super::expected::verify;
@@ -876,4 +874,42 @@ fn the_cluster_tells_what_it_takes_over_from_the_command_line(
     assert_eq!(written(&plan).handlers["b"].owner, Owner::Local);
     let facts = after(facts, plan);
     assert_eq!(decide(&facts, &goal).unwrap().taken_over, []);
+}
+
+#[test]
+fn a_sandbox_is_run_once_for_a_binary_and_its_options() {
+    let with_proof = |shims: &[&str]| {
+        let mut goal = goal(shims).binary("a", DIGEST).build();
+        for shim in &mut goal.shims {
+            shim.proof = Proof::Sandbox;
+        }
+        goal
+    };
+    let facts = host().installed(&["a"]).build();
+    assert_eq!(
+        decide(&facts, &goal(&["a"]).build()).unwrap().prove,
+        [].into()
+    );
+    // What is served already is proven, too.
+    let plan = decide(&facts, &with_proof(&["a"])).unwrap();
+    assert_eq!(plan.prove, ["a".to_owned()].into());
+    assert!(!plan.restart && plan.config.is_empty());
+    let StateAfter::Write(state) = plan.state else {
+        panic!("{:?}", plan.state);
+    };
+    let proven = host().installed(&["a"]).with(|facts| facts.state = *state);
+    let proven = proven.build();
+    let plan = decide(&proven, &with_proof(&["a"])).unwrap();
+    assert_eq!(plan.prove, [].into());
+    let mut options = with_proof(&["a"]);
+    let value = OptionValue::Boolean(true);
+    options.shims[0].options.insert("Option".to_owned(), value);
+    let plan = decide(&proven, &options).unwrap();
+    assert_eq!(plan.prove, ["a".to_owned()].into());
+    let mut upgrade = with_proof(&["a"]);
+    upgrade.binaries.insert("a".to_owned(), Ok(OTHER_DIGEST));
+    let plan = decide(&proven, &upgrade).unwrap();
+    assert_eq!(plan.prove, ["a".to_owned()].into());
+    let plan = decide(&proven, &goal(&["a"]).build()).unwrap();
+    assert_eq!(plan.prove, [].into());
 }

@@ -54,6 +54,8 @@ pub struct HostPlan {
     pub managed: BTreeSet<String>,
     /// Farrier's handlers as they are declared afterwards.
     pub declared: Vec<Handler>,
+    /// The handlers of which a pod sandbox is run before the change counts as successful.
+    pub prove: BTreeSet<String>,
 }
 
 impl HostPlan {

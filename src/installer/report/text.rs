@@ -113,6 +113,9 @@ pub fn plan_text(plan: &HostPlan, install_paths: &InstallPaths, unit: &str) -> S
     if plan.restart {
         line!(text, "restart {unit} once");
     }
+    for handler in &plan.prove {
+        line!(text, "run and remove a pod sandbox of handler {handler}");
+    }
     for path in plan.obsolete_files.iter().chain(&plan.legacy_cleanup.files) {
         line!(text, "remove {path}");
     }

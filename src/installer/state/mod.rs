@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::handoff::{
-    self, API_VERSION, OptionValue, Owner, Sha256Digest, ShimRequest, release_in,
+    self, API_VERSION, OptionValue, Owner, Proof, Sha256Digest, ShimRequest, release_in,
 };
 
 /// The directory of Farrier's records on a host.
@@ -70,6 +70,9 @@ pub struct OwnedHandler {
     /// The declared options.
     #[serde(default)]
     pub options: BTreeMap<String, OptionValue>,
+    /// What was proven of the handler with this binary and these options.
+    #[serde(default, skip_serializing_if = "Proof::is_default")]
+    pub proof: Proof,
 }
 
 /// The binary of a managed handler.

@@ -318,7 +318,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::handoff::{API_VERSION, Owner};
+    use crate::handoff::{API_VERSION, Owner, Proof};
     use crate::installer::state::{Binary, symlink_target};
 
     /// Digests of binaries.
@@ -341,6 +341,7 @@ mod tests {
                 file: None,
             }),
             options: BTreeMap::new(),
+            proof: Proof::None,
         }
     }
 
@@ -396,6 +397,7 @@ mod tests {
                 locks: Vec::new(),
                 directories: vec!["/opt/kwasm".to_owned(), "/opt/kwasm/bin".to_owned()],
             },
+            prove: BTreeSet::new(),
             leaving: BTreeMap::from([
                 ("a".to_owned(), owned(None, Some(A))),
                 ("b".to_owned(), owned(None, Some(B))),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::containerd_config;
 use crate::handoff::{EndingPod, Problem, Sha256Digest};
 use crate::installer::artifact::{fetch, unpack};
-use crate::installer::containerd::{config_files, restart};
+use crate::installer::containerd::{config_files, restart, sandbox};
 use crate::installer::host::hint_for_writing;
 use crate::installer::host::owner::ProgramError;
 use crate::installer::{host, inspect, plan, state};
@@ -95,6 +95,9 @@ pub enum Error {
     /// The restart of containerd failed, or containerd serves something else afterwards.
     #[error(transparent)]
     Restart(#[from] restart::Error),
+    /// A handler is served, and does not run a pod sandbox.
+    #[error(transparent)]
+    Proof(#[from] sandbox::Error),
     /// The journal would exceed the size that a later run reads.
     #[error("the journal of this change would exceed {limit} bytes")]
     TooMuchToUndo {
@@ -165,6 +168,7 @@ impl Error {
                 None => Cow::Borrowed("check that $TMPDIR (/tmp by default) is writable"),
             },
             Self::Restart(error) => return error.help(),
+            Self::Proof(error) => return error.help(),
             Self::TooMuchToUndo { .. } => Cow::Borrowed("shorten containerd's configuration"),
             Self::Signal { .. } => Cow::Borrowed("run the same command again"),
             Self::InterruptedWithPods => Cow::Borrowed(plan::ALLOW_POD_RESTARTS),

@@ -72,6 +72,9 @@ pub struct Journal {
     /// The handlers that lose their binary, as they were before the change. A handler with pods keeps its binary.
     #[serde(default)]
     pub leaving: BTreeMap<String, OwnedHandler>,
+    /// The handlers of which a pod sandbox is run before the change is committed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub prove: BTreeSet<String>,
 }
 
 /// The state file whose write ends a change.

@@ -24,8 +24,8 @@ use crate::installer::artifact::handoff_dir;
 use crate::installer::artifact::unpack::{self, Wanted};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::find_daemon;
-use crate::installer::containerd::restart;
 use crate::installer::containerd::tasks::ending_pods;
+use crate::installer::containerd::{restart, sandbox};
 use crate::installer::distro::Restart;
 use crate::installer::host::cpu::Cpu;
 use crate::installer::host::path::parent_directory;
@@ -180,6 +180,7 @@ fn journal(host: &HostRoot, facts: &HostFacts, plan: &HostPlan) -> Result<Journa
         obsolete_directories: plan.obsolete_directories.clone(),
         legacy_cleanup: plan.legacy_cleanup.clone(),
         leaving: plan.leaving.clone(),
+        prove: plan.prove.clone(),
     })
 }
 
@@ -268,6 +269,12 @@ async fn act(
         if facts.distro.searches() {
             taken = taken_by_distro(plan, &served);
         }
+    }
+    let mut prove = plan.prove.clone();
+    prove.retain(|handler| !taken.contains_key(handler));
+    if !prove.is_empty() {
+        let patience = interrupts.deadline.for_change();
+        sandbox::prove(host, &journal.socket, &prove, patience).await?;
     }
     // Without a restart, a plan for a containerd that does not serve is for one that can't start.
     let in_use = if target == Target::Live && facts.served.is_err() && !plan.restart {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::cleanup::{InUse, commit, finish, retain_in_use};
 use super::failure::{Error, Failure, Restarts};
@@ -16,8 +16,8 @@ use crate::handoff::{EndingPod, Problem, RestartPolicy};
 use crate::installer::containerd::cri::{self, Served};
 use crate::installer::containerd::daemon::{self, Containerd, Daemon};
 use crate::installer::containerd::patience::Deadline;
-use crate::installer::containerd::restart;
 use crate::installer::containerd::service::{RestartEffect, Service};
+use crate::installer::containerd::{restart, sandbox};
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::inspect::{HostFacts, dump_config, gather};
 use crate::installer::plan;
@@ -89,8 +89,15 @@ pub async fn recover(
         let patience = deadline.for_change();
         restart::await_initialized(host, &journal.socket, daemon, patience).await;
     }
+    if let Containerd::Live(_) = &containerd
+        && !journal.prove.is_empty()
+        && let Err(error) = sandbox::remove_left(host, &journal.socket).await
+    {
+        warn!(%error, "failed to remove the pod sandboxes of the interrupted change");
+    }
     if let Containerd::Live(daemon) = &containerd
         && is_live(host, &journal, daemon).await
+        && is_proven(host, &journal, deadline).await
     {
         info!("the interrupted change is already in effect; finishing it");
         let in_use = InUse::query(host, &journal, target).await;
@@ -178,6 +185,20 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
     // A distribution may have rendered the file again, so the file must also declare the handlers for the next start.
     let dump = dump_config(host, &running.program, &journal.root).await;
     dump.is_ok_and(|dump| contains_handlers(&dump, &declared).is_ok())
+}
+
+/// Runs the sandboxes that the interrupted run may not have run. If one of them fails, the change is undone, and the present run makes it
+/// again and reports the failure.
+async fn is_proven(host: &HostRoot, journal: &Journal, deadline: Deadline) -> bool {
+    if journal.prove.is_empty() {
+        return true;
+    }
+    let patience = deadline.for_change();
+    let proven = sandbox::prove(host, &journal.socket, &journal.prove, patience).await;
+    if let Err(error) = &proven {
+        warn!(%error, "the interrupted change fails its proof");
+    }
+    proven.is_ok()
 }
 
 /// Undoes the interrupted change, and restarts containerd if it may have loaded the change.
