@@ -108,6 +108,31 @@ fn at(directory: &str, name: &str) -> String {
     &at(MICROK8S, "containerd-template.toml"),
     "/var/snap/microk8s/common/farrier"
 )]
+#[case::the_template_of_an_enabled_k3s_beside_the_containerd_of_docker(
+    &[
+        ("/usr/bin/containerd".to_owned(), ""),
+        ("/usr/lib/systemd/system/containerd.service".to_owned(), "[Service]\nExecStart=/usr/bin/containerd\n"),
+        ("/etc/containerd/config.toml".to_owned(), "disabled_plugins = ['cri']\n"),
+        ("/usr/local/bin/k3s".to_owned(), ""),
+        ("/etc/systemd/system/k3s.service".to_owned(), "[Service]\nExecStart=/usr/local/bin/k3s server\n"),
+        ("/etc/systemd/system/multi-user.target.wants/k3s.service".to_owned(), ""),
+        (at(K3S, "config.toml"), RENDERED_3),
+    ],
+    &at(K3S, "config-v3.toml.tmpl"),
+    "/opt/farrier"
+)]
+#[case::the_containerd_of_the_host_that_k3s_uses(
+    &[
+        ("/usr/bin/containerd".to_owned(), ""),
+        ("/etc/containerd/config.toml".to_owned(), "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n"),
+        ("/usr/local/bin/k3s".to_owned(), ""),
+        ("/etc/rancher/k3s/config.yaml".to_owned(), "container-runtime-endpoint: unix:///run/containerd/containerd.sock\n"),
+        ("/etc/systemd/system/k3s.service".to_owned(), "[Service]\nExecStart=/usr/local/bin/k3s server\n"),
+        ("/etc/systemd/system/multi-user.target.wants/k3s.service".to_owned(), ""),
+    ],
+    "/etc/containerd/config.toml",
+    "/opt/farrier"
+)]
 #[case::a_configuration_of_k0s_that_its_owner_keeps(
     &[
         ("/var/lib/k0s/bin/k0s".to_owned(), ""),
@@ -377,6 +402,30 @@ async fn an_unsupported_distribution_is_refused_with_instructions(
     assert_eq!(report.result, Outcome::Refused, "{report:?}");
     let said = format!("{:?}; {:?}", report.reason, report.remedy);
     assert!(said.contains(words), "{said}");
+    assert_eq!(host.tree(false), before);
+}
+
+#[tokio::test]
+async fn an_enabled_k3s_with_docker_is_refused_by_its_unit() {
+    let files = [
+        ("/usr/bin/containerd", ""),
+        ("/etc/containerd/config.toml", "version = 2\n"),
+        ("/usr/local/bin/k3s", ""),
+        (
+            "/etc/systemd/system/k3s.service",
+            "[Service]\nExecStart=/usr/local/bin/k3s server --docker\n",
+        ),
+        (
+            "/etc/systemd/system/multi-user.target.wants/k3s.service",
+            "",
+        ),
+    ];
+    let host = host(&files.map(|(path, text)| (path.to_owned(), text)));
+    let before = host.tree(false);
+    let report = host.install(&[shim("a")], &[]).await;
+    assert_eq!(report.result, Outcome::Refused, "{report:?}");
+    let reason = report.reason.unwrap();
+    assert!(reason.contains("k3s (k3s.service) uses Docker"), "{reason}");
     assert_eq!(host.tree(false), before);
 }
 

@@ -3,14 +3,14 @@
 use tracing::debug;
 
 use super::command_line::{self, paths};
+use super::embedded;
 use super::kubelet::{self, Kubelet};
+use super::openrc::RC_STARTED;
 use super::process::{self, Process, Refusal};
 use super::sockets::unix_sockets_of;
 use crate::installer::distro::{self, DistroSpec};
+use crate::installer::host::path::file_name;
 use crate::installer::host::{self, HostRoot, Target};
-
-/// Directory with one entry per service that `OpenRC` has started (`RC_SVCDIR`, `librc`).
-pub(crate) const RC_STARTED: &str = "/run/openrc/started";
 
 /// A running containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub enum Containerd {
     NotOfKubelet {
         /// The socket that the kubelet uses, if it is known.
         socket: Option<String>,
+        /// The `id` of the distribution that includes the kubelet and its unit, if the kubelet is known by this unit.
+        of_distro: Option<(&'static str, String)>,
         /// Processes named containerd that do not count, by PID.
         refused: Vec<Refusal>,
     },
@@ -141,7 +143,8 @@ const KUBELET: &str = "kubelet";
 /// Of several containerd processes, the one that listens at the CRI socket of the kubelet counts, and none if no process listens there. Where
 /// that socket is unknown, one of a distribution that embeds both (k3s, RKE2) comes first, then the one of `containerd.service`, the unit in
 /// the packages, then the lowest PID. Without a kubelet that counts, this choice may be wrong, so there is none if root has started another
-/// kubelet, or if a distribution embeds the kubelet and none of them is its own.
+/// kubelet, or if a distribution embeds the kubelet and none of them is its own. The enabled or started service of such a distribution is
+/// a kubelet, too, if none of its containerd runs.
 ///
 /// # Errors
 /// When `/proc` can't be listed.
@@ -149,7 +152,7 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     if target == Target::Image {
         return Ok(Running {
             containerd: Containerd::Image,
-            kubelet: Kubelet::embedded(host),
+            kubelet: Kubelet::embedded(host).or_else(|| embedded::kubelet(host)),
         });
     }
     let (mut daemons, mut kubelets) = (Vec::new(), Vec::new());
@@ -172,9 +175,18 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     let mut daemons = without_forks(&daemons);
     let is_process = process.is_some();
     let is_refused = !is_process && !refused_kubelets.is_empty();
-    let kubelet = process.or_else(|| Kubelet::embedded(host));
-    let is_unknown = |kubelet: &Kubelet| kubelet.endpoint.is_err();
-    let is_unclear = daemons.len() > 1 && (is_refused || kubelet.as_ref().is_some_and(is_unknown));
+    let of_unit = || {
+        let is_own = |kubelet: &Kubelet, daemon: &Daemon| {
+            distro::is_embedded(&daemon.program, daemon.unit.as_deref())
+                || is_started_by(host, daemon, kubelet)
+        };
+        let kubelet = embedded::kubelet(host);
+        kubelet.filter(|kubelet| !daemons.iter().any(|daemon| is_own(kubelet, daemon)))
+    };
+    let kubelet = process.or_else(|| Kubelet::embedded(host).or_else(of_unit));
+    let is_unknown = kubelet.as_ref().is_some_and(|it| it.endpoint.is_err());
+    let is_unclear =
+        daemons.len() > 1 && is_refused || is_unknown && (daemons.len() > 1 || !is_process);
     let endpoint = kubelet
         .as_ref()
         .and_then(|kubelet| kubelet.endpoint().map(str::to_owned));
@@ -202,10 +214,15 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
             refused: refused_kubelets,
         },
         Some(daemon) if is_of_kubelet(&daemon) => Containerd::Live(daemon),
-        Some(_) => Containerd::NotOfKubelet {
-            socket: endpoint,
-            refused,
-        },
+        Some(_) => {
+            let of_distro = kubelet.as_ref().and_then(|it| it.of_distro.clone());
+            Containerd::NotOfKubelet {
+                socket: endpoint
+                    .or_else(|| Some(distro::by_id(of_distro.as_ref()?.0).socket.to_owned())),
+                of_distro,
+                refused,
+            }
+        }
         None => Containerd::NotFound { refused },
     };
     Ok(Running {
@@ -246,6 +263,17 @@ fn without_forks(processes: &[Process]) -> Vec<Daemon> {
     };
     let daemons = processes.iter().filter(|process| !is_fork(process));
     daemons.cloned().filter_map(Daemon::of).collect()
+}
+
+/// Whether the process was started by the distribution that includes the kubelet: without cgroups, and with its data elsewhere, nothing else
+/// tells its containerd.
+fn is_started_by(host: &HostRoot, daemon: &Daemon, kubelet: &Kubelet) -> bool {
+    let parent = process::service_process(host, daemon.process.0);
+    let exe = host.symlink_target(&format!("/proc/{parent}/exe"));
+    let (Ok(Some(exe)), Some((id, _))) = (exe, &kubelet.of_distro) else {
+        return false;
+    };
+    distro::by_id(id).is_program_name(file_name(process::without_deleted_mark(&exe)))
 }
 
 /// The index of the containerd that listens at the socket `endpoint`. One that listens nowhere yet will do so at the path in its command line, or
@@ -311,6 +339,7 @@ mod tests {
         let expected = expected.map(|(arguments, endpoint)| Kubelet {
             arguments: arguments.to_owned(),
             endpoint: Ok(endpoint.map(str::to_owned)),
+            of_distro: None,
         });
         assert_eq!(found, expected);
     }
@@ -473,6 +502,75 @@ mod tests {
             matches!(&found, Containerd::NotOfKubelet { refused, .. } if refused.len() == 1),
             "{found:?}"
         );
+    }
+
+    const K3S: &str = "[Service]\nExecStart=/usr/local/bin/k3s server";
+
+    #[rstest]
+    #[case::stopped(K3S, "", None)]
+    #[case::behind_a_wrapper("[Service]\nExecStart=/bin/sh -c 'exec k3s server'\n", "", None)]
+    #[case::with_docker(&format!("{K3S} --docker\n"), "", None)]
+    #[case::with_docker_in_its_configuration(K3S, "docker: true\n", None)]
+    #[case::with_another_socket(K3S, "container-runtime-endpoint: unix:///run/a.sock\n", None)]
+    #[case::with_the_containerd_of_the_host(
+        &format!("{K3S} --container-runtime-endpoint=/run/containerd/containerd.sock\n"),
+        "",
+        Some(812)
+    )]
+    #[case::with_the_containerd_of_the_host_in_its_configuration(
+        K3S,
+        "container-runtime-endpoint: unix:///run/containerd/containerd.sock\n",
+        Some(812)
+    )]
+    #[case::another_program("[Service]\nExecStart=/usr/local/bin/backup /srv\n", "", Some(812))]
+    #[case::removed("[Service]\nExecStart=/opt/k3s server\n", "", Some(812))]
+    fn beside_the_service_of_k3s_the_containerd_of_docker_does_not_count(
+        #[case] unit: &str,
+        #[case] config: &str,
+        #[case] expected: Option<u32>,
+    ) {
+        let tree = tree(&[(812, CONTAINERD)]);
+        tree.write("/usr/local/bin/k3s", "");
+        tree.write("/etc/rancher/k3s/config.yaml", config);
+        tree.write("/etc/systemd/system/k3s.service", unit);
+        let found = || find(&tree.host(), Target::Live).unwrap().containerd;
+        // Not enabled.
+        assert_eq!(found().daemon().map(|daemon| daemon.process.0), Some(812));
+        let link = "/etc/systemd/system/multi-user.target.wants/k3s.service";
+        tree.write(link, unit);
+        let refused = found();
+        assert_eq!(refused.daemon().map(|daemon| daemon.process.0), expected);
+        if let Containerd::NotOfKubelet { of_distro, .. } = refused {
+            assert_eq!(of_distro, Some(("k3s", "k3s.service".to_owned())));
+        }
+        // A kubelet of its own decides.
+        let socket =
+            "/usr/bin/kubelet\0--container-runtime-endpoint=/run/containerd/containerd.sock\0";
+        tree.process(900, &kubelet(socket));
+        assert_eq!(found().daemon().map(|daemon| daemon.process.0), Some(812));
+    }
+
+    #[test]
+    fn the_containerd_of_k3s_counts_by_the_program_that_started_it() {
+        let given = |program, parent| Given {
+            parent,
+            cgroup: "0::/\n",
+            program,
+            ..CONTAINERD
+        };
+        let tree = Tree::new("0::/\n", &["/run/openrc"]);
+        let k3s = Given {
+            comm: "k3s-server",
+            ..given("/data/k/data/abc/bin/k3s", 1)
+        };
+        tree.process(700, &k3s);
+        tree.process(812, &given("/data/k/data/abc/bin/containerd", 700));
+        tree.write("/usr/local/bin/k3s", "");
+        let script = "#!/sbin/openrc-run\ncommand=/usr/local/bin/k3s\ncommand_args=server\n";
+        tree.write("/etc/init.d/k3s", script);
+        tree.write("/run/openrc/started/k3s", "");
+        let found = find_daemon(&tree.host()).unwrap().unwrap();
+        assert_eq!(found.process.0, 812);
     }
 
     #[test]

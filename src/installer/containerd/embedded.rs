@@ -6,11 +6,12 @@ use std::fmt::Display;
 
 use serde_json::Value;
 
-use super::daemon::RC_STARTED;
-use super::kubelet::first_document;
+use super::kubelet::{Kubelet, first_document, socket};
+use super::openrc::RC_STARTED;
+use super::systemd_unit::Command;
 use super::{openrc, systemd_unit};
 use crate::handoff::{Problem, printable_up_to};
-use crate::installer::distro::DistroSpec;
+use crate::installer::distro::{DistroSpec, Edited, TABLE};
 use crate::installer::host::path::file_name;
 use crate::installer::host::{self, HostRoot, SMALL_FILE_LIMIT};
 
@@ -20,10 +21,14 @@ const MAX_FILES: usize = 256;
 /// Length in bytes of a path in a message, at most.
 const MAX_SHOWN: usize = 200;
 
-/// The enabled units, then all units (systemd.unit(5)), and the same of `OpenRC` (rc-update(8)).
-const UNIT_DIRECTORIES: [&str; 7] = [
+/// Directories with the enabled units (systemd.unit(5), rc-update(8)).
+const ENABLED_DIRECTORIES: [&str; 2] = [
     "/etc/systemd/system/multi-user.target.wants",
     "/etc/runlevels/default",
+];
+
+/// Directories with all units.
+const UNIT_DIRECTORIES: [&str; 5] = [
     "/etc/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
@@ -48,7 +53,8 @@ pub(crate) fn unit_of_stopped(host: &HostRoot, distro: &DistroSpec) -> Option<St
         let first = units.next()?;
         units.next().is_none().then_some(first)
     };
-    of_distro(RC_STARTED).or_else(|| UNIT_DIRECTORIES.into_iter().find_map(of_distro))
+    let directories = ENABLED_DIRECTORIES.into_iter().chain(UNIT_DIRECTORIES);
+    of_distro(RC_STARTED).or_else(|| directories.into_iter().find_map(of_distro))
 }
 
 /// The units of a distribution whose containerd does not run: the one of [`unit_of_stopped`], or else all units.
@@ -59,6 +65,46 @@ fn units_of_stopped(host: &HostRoot, distro: &DistroSpec) -> BTreeSet<String> {
     let units = UNIT_DIRECTORIES.into_iter();
     let units = units.flat_map(|directory| services_in(host, directory));
     units.filter(|unit| distro.has_unit(unit)).collect()
+}
+
+/// The kubelet of a distribution whose service is enabled or started, and which then starts containerd itself. `MicroK8s` has a file with the
+/// arguments of its kubelet.
+///
+/// A unit of another program is none, unless it is a wrapper that names the program of the distribution.
+pub(super) fn kubelet(host: &HostRoot) -> Option<Kubelet> {
+    let is_rendered = |spec: &&DistroSpec| spec.edited != Edited::Loaded;
+    let specs = TABLE.iter().filter(is_rendered);
+    let mut specs = specs.filter(|spec| spec.kubelet_arguments.is_none());
+    specs.find_map(|distro| {
+        let directories = [RC_STARTED].into_iter().chain(ENABLED_DIRECTORIES);
+        let units = directories.flat_map(|directory| services_in(host, directory));
+        let mut units = units.filter(|unit| distro.has_unit(unit) && starts(host, distro, unit));
+        let unit = units.next()?;
+        let service = service(host, distro, &unit);
+        let service = service.ok().flatten().and_then(Result::ok);
+        Some(Kubelet {
+            arguments: String::new(),
+            endpoint: service.map_or(Ok(None), |service| service.endpoint(host, distro)),
+            of_distro: Some((distro.id, unit)),
+        })
+    })
+}
+
+/// Whether the unit would start a program of the distribution that is installed.
+fn starts(host: &HostRoot, distro: &DistroSpec, unit: &str) -> bool {
+    let command = match openrc::service(host, unit).map(|service| service.command) {
+        Ok(Ok(command) | Err(systemd_unit::Error::Unresolved { command, .. })) => command,
+        Ok(Err(systemd_unit::Error::Commands { count: 0 })) | Err(_) => return false,
+        // The name of the unit says the rest.
+        Ok(Err(_)) => return true,
+    };
+    let is_own = |path: &str| distro.is_program_name(file_name(path));
+    let Command { program, arguments } = command;
+    if is_own(&program) {
+        return !program.contains('/') || host.seems_to_exist(&program);
+    }
+    let arguments = arguments.iter().skip(1);
+    arguments.flat_map(|it| it.split_whitespace()).any(is_own)
 }
 
 /// How a unit starts a distribution.
@@ -82,39 +128,53 @@ pub(crate) struct Service {
 pub(crate) fn services(host: &HostRoot, distro: &DistroSpec) -> Result<Vec<Service>, Problem> {
     let (mut services, mut wrapper) = (Vec::new(), None);
     for unit in units_of_stopped(host, distro) {
-        let from_unit = |cause: &dyn Display| Problem::new(format!("{unit}: {cause}"), None);
-        let service = match openrc::service(host, &unit) {
-            Ok(service) => service,
-            // systemd does not start such a unit.
-            Err(systemd_unit::Error::Masked { .. }) => continue,
-            Err(error) => return Err(from_unit(&error)),
-        };
-        let (command, unresolved) = match service.command {
-            Ok(command) => (Some(command), None),
-            Err(systemd_unit::Error::Unresolved { command, source }) => {
-                (Some(command), Some(source.to_string()))
+        match service(host, distro, &unit)? {
+            Some(Ok(service)) => services.push(service),
+            Some(Err(cause)) => {
+                wrapper.get_or_insert(cause);
             }
-            Err(systemd_unit::Error::Commands { count: 0 }) => (None, None),
-            Err(error) => return Err(from_unit(&error)),
-        };
-        let program = command.as_ref().map(|command| command.program.as_str());
-        if let Some(program) = program.filter(|it| !distro.is_program_name(file_name(it))) {
-            let (shown, id) = (printable_up_to(program, MAX_SHOWN), distro.id);
-            let cause = from_unit(&format_args!("it starts {shown} instead of {id}"));
-            wrapper.get_or_insert(cause);
-            continue;
+            None => {}
         }
-        services.push(Service {
-            arguments: command.map_or_else(Vec::new, |command| command.arguments),
-            unresolved,
-            environment: service.environment,
-            unit,
-        });
     }
     match wrapper {
         Some(problem) if services.is_empty() => Err(problem),
         Some(_) | None => Ok(services),
     }
+}
+
+/// The service of the unit; `None` if it is masked, and within `Some` the problem that it starts another program.
+fn service(
+    host: &HostRoot,
+    distro: &DistroSpec,
+    unit: &str,
+) -> Result<Option<Result<Service, Problem>>, Problem> {
+    let from_unit = |cause: &dyn Display| Problem::new(format!("{unit}: {cause}"), None);
+    let service = match openrc::service(host, unit) {
+        Ok(service) => service,
+        // systemd does not start such a unit.
+        Err(systemd_unit::Error::Masked { .. }) => return Ok(None),
+        Err(error) => return Err(from_unit(&error)),
+    };
+    let (command, unresolved) = match service.command {
+        Ok(command) => (Some(command), None),
+        Err(systemd_unit::Error::Unresolved { command, source }) => {
+            (Some(command), Some(source.to_string()))
+        }
+        Err(systemd_unit::Error::Commands { count: 0 }) => (None, None),
+        Err(error) => return Err(from_unit(&error)),
+    };
+    let program = command.as_ref().map(|command| command.program.as_str());
+    if let Some(program) = program.filter(|it| !distro.is_program_name(file_name(it))) {
+        let (shown, id) = (printable_up_to(program, MAX_SHOWN), distro.id);
+        let cause = format_args!("it starts {shown} instead of {id}");
+        return Ok(Some(Err(from_unit(&cause))));
+    }
+    Ok(Some(Ok(Service {
+        arguments: command.map_or_else(Vec::new, |command| command.arguments),
+        unresolved,
+        environment: service.environment,
+        unit: unit.to_owned(),
+    })))
 }
 
 impl Service {
@@ -128,9 +188,18 @@ impl Service {
         distro: &DistroSpec,
         names: &[&str],
     ) -> Result<Option<Value>, Problem> {
-        if let Some(value) = self.argument(names)? {
-            return Ok(Some(Value::String(value.to_owned())));
+        match self.argument(names)? {
+            Some(value) => Ok(Some(Value::String(value.to_owned()))),
+            None => self.in_files(host, distro, names),
         }
+    }
+
+    fn in_files(
+        &self,
+        host: &HostRoot,
+        distro: &DistroSpec,
+        names: &[&str],
+    ) -> Result<Option<Value>, Problem> {
         let prefix = distro.option_variables.unwrap_or_default();
         let file = match self.environment.get(&format!("{prefix}CONFIG_FILE")) {
             Some(path) => Some(path.as_str()),
@@ -138,6 +207,41 @@ impl Service {
         };
         let usual = || distro.own_config.first().copied();
         of_files(host, file.or_else(usual).unwrap_or_default(), names)
+    }
+
+    /// The path of the CRI socket of another container runtime, if the options name one in place of the included containerd.
+    ///
+    /// # Errors
+    /// When the runtime is Docker, or unknown.
+    fn endpoint(&self, host: &HostRoot, distro: &DistroSpec) -> Result<Option<String>, Problem> {
+        let (id, unit) = (distro.id, &self.unit);
+        let docker = || {
+            Problem::with_help(
+                format!("{id} ({unit}) uses Docker as its container runtime"),
+                "use nodes whose kubelet uses containerd",
+            )
+        };
+        let text = |value: Option<Value>| value.and_then(|it| Some(it.as_str()?.to_owned()));
+        if distro.option_variables.is_none() {
+            // k0s: `remote:unix:///PATH` or `docker:unix:///PATH`.
+            let given = self.argument(&["cri-socket"])?.unwrap_or_default();
+            return match given.split_once(':') {
+                Some(("docker", _)) => Err(docker()),
+                Some((_, endpoint)) => socket(endpoint),
+                None => Ok(None),
+            };
+        }
+        let is_flag = |argument: &String| {
+            let flag = argument.trim_start_matches('-');
+            argument.starts_with('-') && matches!(flag, "docker" | "docker=true")
+        };
+        let is_on = |value: Value| value == Value::Bool(true) || value.as_str() == Some("true");
+        let in_files = self.in_files(host, distro, &["docker"])?;
+        if self.arguments.iter().any(is_flag) || in_files.is_some_and(is_on) {
+            return Err(docker());
+        }
+        let given = self.option(host, distro, &["container-runtime-endpoint"])?;
+        socket(&text(given).unwrap_or_default())
     }
 
     fn argument(&self, names: &[&str]) -> Result<Option<&str>, Problem> {

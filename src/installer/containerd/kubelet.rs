@@ -34,6 +34,8 @@ pub struct Kubelet {
     pub arguments: String,
     /// Path of the CRI socket, if the flags or files set it, or why the path is unknown.
     pub endpoint: Result<Option<String>, Problem>,
+    /// The `id` of the distribution that includes it and its unit, if it is known by this unit alone.
+    pub of_distro: Option<(&'static str, String)>,
 }
 
 impl Kubelet {
@@ -56,6 +58,7 @@ impl Kubelet {
         Self {
             arguments,
             endpoint,
+            of_distro: None,
         }
     }
 
@@ -88,6 +91,7 @@ impl Kubelet {
         Some(Self {
             endpoint: socket(flag(&list, "container-runtime-endpoint").unwrap_or_default()),
             arguments: list.iter().flat_map(|word| [*word, "\0"]).collect(),
+            of_distro: None,
         })
     }
 }
@@ -199,7 +203,7 @@ fn unknown(cause: impl Display) -> Problem {
 
 /// The path of the Unix socket in an endpoint of the kubelet, which reads it as a URL, and puts `unix://` before a value without a scheme
 /// (`parseEndpointWithFallbackProtocol` of cri-client, `net/url` of Go); `None` for an empty endpoint.
-fn socket(value: &str) -> Result<Option<String>, Problem> {
+pub(super) fn socket(value: &str) -> Result<Option<String>, Problem> {
     if value.is_empty() {
         return Ok(None);
     }
@@ -719,6 +723,7 @@ mod tests {
             let kubelet = Kubelet {
                 arguments: String::new(),
                 endpoint: Ok(endpoint.map(str::to_owned)),
+                of_distro: None,
             };
             KubeletRuntime::find(&host, Some(&kubelet), "/run/containerd.sock").await
         };

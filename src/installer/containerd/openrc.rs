@@ -7,6 +7,9 @@ use super::systemd_unit::{self, Command, Error, ServiceDefinition, Unit};
 use crate::installer::host::HostRoot;
 use crate::installer::host::path::file_name;
 
+/// Directory with one entry per service that `OpenRC` has started (`RC_SVCDIR`, `librc`).
+pub(crate) const RC_STARTED: &str = "/run/openrc/started";
+
 /// Size of a script or of its settings, in bytes, at most.
 const MAX_TEXT: u64 = 1 << 16;
 

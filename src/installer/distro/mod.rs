@@ -47,6 +47,8 @@ pub struct Evidence<'a> {
     pub kubelet: &'a str,
     /// Whether containerd is installed at a path that packages use, for a host where no containerd runs.
     pub installed: bool,
+    /// The `id` of the distribution whose service is enabled and would start its own containerd, for a host where no containerd runs.
+    pub enabled: Option<&'a str>,
     /// The text of `/etc/os-release`.
     pub os_release: &'a str,
 }
@@ -173,6 +175,7 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
     let has_programs = idle && TABLE.iter().any(|spec| any(spec.programs));
     let fits = |spec: &&DistroSpec| {
         let found = spec.runs(evidence)
+            || evidence.program.is_none() && evidence.enabled == Some(spec.id)
             || os_values(evidence.os_release).any(|id| spec.os_ids.contains(&id))
             || evidence.kubelet.is_empty() && any(spec.image)
             || idle && any(spec.programs)
@@ -187,6 +190,13 @@ pub fn detect(evidence: &Evidence<'_>, present: impl Fn(&str) -> bool) -> &'stat
 pub fn is_embedded(program: &str, unit: Option<&str>) -> bool {
     let has_path = TABLE.iter().any(|spec| spec.has_path(Some(program)));
     has_path || unit.is_some_and(is_embedded_unit)
+}
+
+/// The distribution that includes and starts containerd itself, and that has its configuration at `path`.
+#[must_use]
+pub fn by_config(path: &str) -> Option<&'static DistroSpec> {
+    let mut specs = TABLE.iter().filter(|spec| spec.edited != Edited::Loaded);
+    specs.find(|spec| spec.init.is_empty() && spec.has_path(Some(path)))
 }
 
 /// Whether the unit belongs to a Kubernetes distribution that includes and starts containerd itself.
@@ -333,6 +343,27 @@ mod tests {
             has_leftover_files && is_leftover_file(file)
         });
         assert_eq!(spec.distro, expected);
+    }
+
+    #[rstest]
+    #[case::k3s(Some("k3s"), None, Distro::K3s)]
+    #[case::k0s(Some("k0s"), None, Distro::K0s)]
+    #[case::none(None, None, Distro::Debian)]
+    #[case::beside_a_running_containerd(Some("k3s"), Some("/usr/bin/containerd"), Distro::Debian)]
+    fn an_enabled_service_counts_beside_an_installed_containerd(
+        #[case] enabled: Option<&str>,
+        #[case] program: Option<&str>,
+        #[case] expected: Distro,
+    ) {
+        let evidence = Evidence {
+            enabled,
+            program,
+            config: Some(STOCK_CONFIG),
+            installed: true,
+            os_release: "ID=debian\n",
+            ..Evidence::default()
+        };
+        assert_eq!(detect(&evidence, is_leftover_file).distro, expected);
     }
 
     const AMAZON: &str = "ID=\"amzn\"\nPLATFORM_ID=\"platform:al2023\"\n";

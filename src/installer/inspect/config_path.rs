@@ -8,10 +8,12 @@ use super::found::{DEFAULT_PATH, is_program};
 use super::os::{NAME_FILE, PROGRAMS};
 use crate::handoff::{Problem, printable_up_to};
 use crate::installer::containerd::command_line;
-use crate::installer::containerd::daemon::{Containerd, Daemon};
+use crate::installer::containerd::daemon::{Containerd, Daemon, Running};
 use crate::installer::containerd::openrc;
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition};
-use crate::installer::distro::{DistroSpec, Edited, STOCK_CONFIG, STOCK_UNIT, editable_files};
+use crate::installer::distro::{
+    self, DistroSpec, Edited, STOCK_CONFIG, STOCK_UNIT, editable_files,
+};
 use crate::installer::host::path::file_name;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::state::State;
@@ -219,6 +221,26 @@ pub(crate) fn recorded_root<'a>(host: &HostRoot, state: &'a State) -> Option<&'a
     host.seems_to_exist(root).then_some(root)
 }
 
+/// Refuses a containerd of which no kubelet is known where the last change was for a distribution with its own containerd: another one runs
+/// beside it, such as that of Docker. `root` is the configuration file of the last change.
+pub(crate) fn refuse_another(host: &HostRoot, running: &mut Running, root: Option<&str>) {
+    let usual = |root| distro::by_config(data_dir::usual_path(host, root)?);
+    let recorded = root.and_then(|root| distro::by_config(root).or_else(|| usual(root)));
+    let (Containerd::Live(daemon), None, Some(spec)) =
+        (&running.containerd, &running.kubelet, recorded)
+    else {
+        return;
+    };
+    if distro::is_embedded(&daemon.program, daemon.unit.as_deref()) {
+        return;
+    }
+    running.containerd = Containerd::NotOfKubelet {
+        socket: Some(spec.socket.to_owned()),
+        of_distro: Some((spec.id, spec.unit.to_owned())),
+        refused: Vec::new(),
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -340,6 +362,33 @@ mod tests {
         let unit = ContainerdUnit::read(&host);
         let given = root_config(&host, distro, &Containerd::Image, &unit, Some("/x"), None);
         assert_eq!(given, ("/x".to_owned(), None));
+    }
+
+    #[rstest]
+    #[case::of_k3s("/var/lib/rancher/k3s/agent/etc/containerd/config.toml", false)]
+    #[case::of_k3s_with_its_data_elsewhere("/data/agent/etc/containerd/config.toml", false)]
+    #[case::of_a_package(STOCK_CONFIG, true)]
+    fn the_containerd_of_docker_does_not_count_where_the_last_change_was_for_k3s(
+        #[case] root: &str,
+        #[case] counts: bool,
+    ) {
+        let tree = tree(&[("/etc/rancher/k3s/config.yaml", "data-dir: /data\n")]);
+        tree.process(812, &CONTAINERD);
+        let host = tree.host();
+        let found = || {
+            let mut running = daemon::find(&host, Target::Live).unwrap();
+            refuse_another(&host, &mut running, Some(root));
+            running.containerd
+        };
+        assert_eq!(found().daemon().is_some(), counts);
+        // A kubelet of its own decides.
+        let kubelet = Given {
+            comm: "kubelet",
+            program: "/usr/bin/kubelet",
+            ..CONTAINERD
+        };
+        tree.process(900, &kubelet);
+        assert!(found().daemon().is_some());
     }
 
     #[rstest]

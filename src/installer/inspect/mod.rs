@@ -40,7 +40,9 @@ use crate::installer::host::{self, HostRoot, NEW_SUFFIX, SMALL_FILE_LIMIT, Targe
 use crate::installer::state::{
     InstallPaths, STATE_DIRECTORY, STATE_FILE, STATE_LIMIT, State, stored_digest, target_digest,
 };
-use config_path::{ContainerdUnit, known_config, program, recorded_root, root_config};
+use config_path::{
+    ContainerdUnit, known_config, program, recorded_root, refuse_another, root_config,
+};
 pub use error::Error;
 use found::found_runtimes;
 use os::{
@@ -315,14 +317,16 @@ pub async fn gather(
     config: Option<&str>,
     target: Target,
 ) -> Result<HostFacts, Error> {
-    let running = daemon::find(host, target)?;
-    let daemon = running.containerd.daemon();
+    let mut running = daemon::find(host, target)?;
     let unit = ContainerdUnit::read(host);
     let state = State::from_json(host.read_text(STATE_FILE, STATE_LIMIT)?.as_deref())?;
-    let recorded = recorded_root(host, &state).filter(|_| daemon.is_none());
+    let recorded = recorded_root(host, &state);
+    refuse_another(host, &mut running, recorded);
+    let daemon = running.containerd.daemon();
+    let recorded = recorded.filter(|_| daemon.is_none());
     let known = known_config(host, daemon, &unit, config, recorded);
     let is_installed = unit.installed_program(host).is_some();
-    let distro = detect_distro(host, &running, known, is_installed)?;
+    let distro = detect_distro(host, &running, known, config.or(recorded), is_installed)?;
     let program = program(host, distro, daemon, &unit);
     let (config, unknown_config) =
         root_config(host, distro, &running.containerd, &unit, config, recorded);
@@ -428,6 +432,9 @@ async fn ask(host: &HostRoot, target: Target, kubelet: Option<&Kubelet>, facts: 
         facts.kubelet_runtime = KubeletRuntime::find(host, kubelet, &facts.socket()).await;
     } else {
         run_programs(host, facts).await;
+        if let Some(Err(problem)) = kubelet.map(|kubelet| &kubelet.endpoint) {
+            facts.kubelet_runtime = KubeletRuntime::Unknown(problem.clone());
+        }
     }
 }
 

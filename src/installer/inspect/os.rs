@@ -29,12 +29,13 @@ pub(crate) const PROGRAMS: [&str; 3] = [
     "/opt/containerd/bin/containerd",
 ];
 
-/// The row in the table of distributions that fits the host. `config` is the known path of containerd's configuration, and `installed` says
-/// whether its unit starts an installed program.
+/// The row in the table of distributions that fits the host. `config` is the known path of containerd's configuration, `named` that of an operator or of
+/// the last change, and `installed` says whether its unit starts an installed program.
 pub(crate) fn detect_distro(
     host: &HostRoot,
     running: &Running,
     config: Option<&str>,
+    named: Option<&str>,
     installed: bool,
 ) -> Result<&'static DistroSpec, Error> {
     let os_release = host
@@ -56,10 +57,17 @@ pub(crate) fn detect_distro(
         init: &init,
         endpoint: kubelet.and_then(Kubelet::endpoint),
         kubelet: kubelet.map_or("", |kubelet| &kubelet.arguments),
+        enabled: kubelet.filter(|_| named.is_none()).and_then(enabled),
         installed: installed || PROGRAMS.into_iter().any(|path| host.seems_to_exist(path)),
         os_release: &os_release,
     };
     Ok(distro::detect(&evidence, |path| host.seems_to_exist(path)))
+}
+
+/// The distribution by whose unit alone the kubelet is known, if it starts its own containerd.
+fn enabled(kubelet: &Kubelet) -> Option<&str> {
+    let (id, _) = kubelet.of_distro.as_ref()?;
+    (kubelet.endpoint == Ok(None)).then_some(id)
 }
 
 /// The files from which a distribution renders the configuration at `root`.

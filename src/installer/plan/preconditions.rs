@@ -24,7 +24,7 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
     }
     let is_there = matches!(
         facts.containerd,
-        Containerd::Live(_) | Containerd::UnknownKubelet { .. }
+        Containerd::Live(_) | Containerd::UnknownKubelet { .. } | Containerd::Image
     );
     match &facts.kubelet_runtime {
         KubeletRuntime::Other { name, socket } => {
@@ -57,8 +57,16 @@ pub(crate) fn check_host(facts: &HostFacts) -> Result<(), Error> {
         (Containerd::UnknownKubelet { refused }, _) => Err(Error::UnknownKubelet {
             refused: refused.clone(),
         }),
-        (Containerd::NotOfKubelet { socket, refused }, _) => Err(Error::NotOfKubelet {
+        (
+            Containerd::NotOfKubelet {
+                socket,
+                of_distro,
+                refused,
+            },
+            _,
+        ) => Err(Error::NotOfKubelet {
             socket: socket.clone(),
+            of_distro: of_distro.clone(),
             refused: refused.clone(),
         }),
         (Containerd::Live(_), Ok(served)) if served.ready => Ok(()),

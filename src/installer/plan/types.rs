@@ -264,13 +264,16 @@ pub enum Error {
     },
     /// The kubelet uses none of the containerd that count.
     #[error(
-        "no containerd that Farrier may use listens at {}, the socket of this host's kubelet{}",
+        "no containerd that Farrier may use listens at {}, the socket of this host's kubelet{}{}",
         socket.as_deref().unwrap_or("an unknown path"),
+        part_of(of_distro.as_ref()),
         not_counted(refused)
     )]
     NotOfKubelet {
         /// The socket of the kubelet, if it is known.
         socket: Option<String>,
+        /// The `id` of the distribution that includes the kubelet and its unit, if the kubelet is known by this unit.
+        of_distro: Option<(&'static str, String)>,
         /// Processes called containerd that do not count.
         refused: Vec<Refusal>,
     },
@@ -349,9 +352,14 @@ impl Error {
                     "start containerd, or use --offline to prepare the host for the next start of containerd",
                 ),
             },
-            Self::NotOfKubelet { refused, .. } => match by_evidence(refused).first() {
-                Some(refusal) => return refusal.reason.help(),
-                None => Cow::Borrowed("start the containerd that the kubelet uses"),
+            Self::NotOfKubelet {
+                refused, of_distro, ..
+            } => match (by_evidence(refused).first(), of_distro) {
+                (Some(refusal), _) => return refusal.reason.help(),
+                (None, Some((id, unit))) => Cow::Owned(format!(
+                    "start {unit}, or disable it and remove the files of {id} if this host no longer uses it"
+                )),
+                (None, None) => Cow::Borrowed("start the containerd that the kubelet uses"),
             },
             Self::UnknownKubelet { refused } => match by_evidence(refused).first() {
                 Some(refusal) => return refusal.reason.help(),
@@ -385,6 +393,12 @@ impl Error {
             Self::Obstacle(problem) => return problem.help.as_deref().map(Cow::Borrowed),
         })
     }
+}
+
+/// The distribution that includes the kubelet, as a part of a message.
+fn part_of(of_distro: Option<&(&str, String)>) -> String {
+    let part = |(id, unit): &(&str, String)| format!(", which is part of {id} ({unit})");
+    of_distro.map_or_else(String::new, part)
 }
 
 /// Which pods a restart ends, as a sentence.

@@ -846,6 +846,7 @@ mod tests {
         NotOfKubelet {
             |facts| facts.containerd = Containerd::NotOfKubelet {
                 socket: Some("/run/a.sock".to_owned()),
+                of_distro: None,
                 refused: Vec::new(),
             },
         }

@@ -153,9 +153,17 @@ fn running(host: &HostRoot, target: Target) -> Result<Containerd, Error> {
             let refused = std::mem::take(refused);
             return Err(plan::Error::UnknownKubelet { refused }.into());
         }
-        Containerd::NotOfKubelet { socket, refused } => {
-            let (socket, refused) = (socket.take(), std::mem::take(refused));
-            return Err(plan::Error::NotOfKubelet { socket, refused }.into());
+        Containerd::NotOfKubelet {
+            socket,
+            of_distro,
+            refused,
+        } => {
+            let error = plan::Error::NotOfKubelet {
+                socket: socket.take(),
+                of_distro: of_distro.take(),
+                refused: std::mem::take(refused),
+            };
+            return Err(error.into());
         }
         Containerd::Live(_) | Containerd::Image => {}
     }
