@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kube::{Client, ResourceExt};
+use kube::Client;
 use tokio::sync::oneshot;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
@@ -190,7 +190,7 @@ async fn follow(context: &Context, watches: Watches) -> Error {
     };
     let jobs = |change: Change<'_, JobObject>| {
         if let Change::Gone(job) = &change {
-            context.job_is_gone(&job.uid().unwrap_or_default());
+            context.job_is_gone(job);
         }
         context.trigger(Triggers::of_job(&change));
     };

@@ -48,6 +48,15 @@ fn no_pod() -> Problem {
     )
 }
 
+/// The problem of a Job that others deleted, for example a cleanup policy.
+#[must_use]
+pub fn deleted_job() -> Problem {
+    Problem::with_help(
+        "the Job of the last attempt was deleted before it reported",
+        "look for a policy or a person that deletes Jobs in Farrier's namespace",
+    )
+}
+
 /// The end of a Job.
 #[derive(Debug)]
 pub struct JobEnd {

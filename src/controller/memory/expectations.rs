@@ -65,9 +65,9 @@ impl Expectations {
         }
     }
 
-    /// A Job is gone.
-    pub fn job_is_gone(&mut self, uid: &str) {
-        self.deleted_jobs.remove(uid);
+    /// A Job is gone. Returns whether Farrier has deleted it.
+    pub fn job_is_gone(&mut self, uid: &str) -> bool {
+        self.deleted_jobs.remove(uid)
     }
 
     /// A node is gone.

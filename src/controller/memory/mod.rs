@@ -15,7 +15,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
 use super::cluster::ending_pods::{Class, PodStates};
-use super::cluster::job_view::JobView;
+use super::cluster::job_view::{JobProgress, JobView};
 use super::cluster::node_view::NodeView;
 use super::cluster::pods::PodsOfJobs;
 use super::cluster::shim_view::{ShimObject, ShimView};
@@ -83,6 +83,8 @@ struct Memory {
     expectations: Expectations,
     rejected_writes: RejectedWrites,
     refused_evictions: RefusedEvictions,
+    /// Jobs that others deleted before their end was recorded, by node.
+    lost_jobs: HashMap<String, JobObject>,
     /// Time of the last status update of each Shim, by name.
     status_decided: HashMap<String, Instant>,
     /// Time of the last change of a Shim.
@@ -211,6 +213,7 @@ impl Context {
             Trigger::NodeGone(node) => {
                 let mut memory = self.memory();
                 memory.expectations.node_is_gone(&node);
+                memory.lost_jobs.remove(&node);
                 let requeue = memory.fleet.remove(&node);
                 drop(memory);
                 self.queues.requeue(&requeue);
@@ -232,10 +235,34 @@ impl Context {
         self.changed.notify_waiters();
     }
 
-    /// A Job is gone.
-    pub fn job_is_gone(&self, uid: &str) {
-        self.memory().expectations.job_is_gone(uid);
-        self.without_pod().job_is_gone(uid);
+    /// A Job is gone. If others deleted it before its end was recorded, the next decision on its node reports that.
+    pub fn job_is_gone(&self, job: &JobObject) {
+        let uid = job.uid().unwrap_or_default();
+        self.without_pod().job_is_gone(&uid);
+        let mut memory = self.memory();
+        let is_own = memory.expectations.job_is_gone(&uid);
+        let node = job.annotations().get(names::NODE_NAME_ANNOTATION);
+        if let Some(node) = node.filter(|_| !is_own && self.decides()) {
+            let there = self.nodes.get(&ObjectRef::new(node));
+            let applied = there.and_then(|there| NodeView::from(there.as_ref()).applied());
+            if applied.is_none_or(|applied| applied.job != uid) {
+                memory.lost_jobs.insert(node.clone(), job.clone());
+            }
+        }
+    }
+
+    /// The Job of the node that others deleted before its end was recorded. A report that was read before counts.
+    fn lost_job(&self, node: &NodeView) -> Option<JobView> {
+        let lost = self.memory().lost_jobs.get(&node.name).cloned()?;
+        let pods = self.pods.of(&lost.uid().unwrap_or_default());
+        let pods: Vec<_> = pods.iter().map(AsRef::as_ref).collect();
+        let mut job = JobView::new(&lost, &pods, node);
+        job.deleting = None;
+        if !matches!(job.progress, JobProgress::Answered(_)) {
+            job.progress = JobProgress::Silent(job_result::deleted_job());
+        }
+        let is_recorded = node.applied().is_some_and(|applied| applied.job == job.uid);
+        (job.request.is_some() && !is_recorded).then_some(job)
     }
 
     /// Forgets Shims that were deleted while the watch was interrupted.
@@ -346,7 +373,8 @@ impl Context {
         pods: Option<&PodStates>,
         refused_pod: Option<Problem>,
     ) -> Option<Plan> {
-        let job = self.job(view).map(|job| JobView {
+        let job = self.job(view).or_else(|| self.lost_job(view));
+        let job = job.map(|job| JobView {
             hindrance: refused_pod,
             ..job
         });
@@ -420,6 +448,9 @@ impl Context {
     ) {
         let mut memory = self.memory();
         memory.expectations.done(node, plan, version);
+        if plan.ended.is_some() {
+            memory.lost_jobs.remove(&node.name_any());
+        }
         let uid = node.uid().unwrap_or_default();
         let refusal = refused_eviction.map(str::to_owned);
         memory.refused_evictions.after(uid, refusal);
@@ -625,9 +656,12 @@ mod tests {
 
     use kube::client::Body;
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
+    use crate::controller::decide::types::JobStep;
     use crate::controller::tests::settings;
+    use crate::handoff::{Owner, ProvisionRequest};
 
     #[test]
     fn forty_changes_of_shims_within_a_second_cost_three_recounts() {
@@ -709,6 +743,43 @@ mod tests {
         assert_eq!(plan, ShimPlan::finalizer_only());
         let held = context.view(&shim(&[names::SHIM_FINALIZER]));
         assert!(context.decide_shim(&held).is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_job_that_others_deleted_before_it_reported_is_told_once() {
+        let context = context(false);
+        context.begin();
+        let job = |uid: &str| -> JobObject {
+            let request = ProvisionRequest::new(Owner::Cluster, "u".to_owned(), vec![], vec![]);
+            let template = json!({"metadata": {"annotations": {names::REQUEST_ANNOTATION: request.to_json()}}});
+            let metadata = json!({
+                "name": names::job_name("u"), "uid": uid, "annotations": {names::NODE_NAME_ANNOTATION: "n1"},
+                "deletionTimestamp": "2026-01-01T00:00:00Z",
+            });
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"template": template}}))
+                .unwrap()
+        };
+        let node = json!({"metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}});
+        let node: NodeObject = serde_json::from_value(node).unwrap();
+        let view = NodeView::from(&node);
+        let decide = || context.decide_node(&node, &view, None, None).unwrap();
+        let own = Plan {
+            job: JobStep::Delete("own".to_owned()),
+            ..Plan::default()
+        };
+        context.node_is_written(&node, &own, None, None);
+        context.job_is_gone(&job("own"));
+        assert_eq!(decide().event, None, "Farrier deletes Jobs itself");
+        context.job_is_gone(&job("lost"));
+        let plan = decide();
+        let note = &plan.event.as_ref().unwrap().note;
+        assert!(note.contains("deleted before it reported"), "{note}");
+        assert!(
+            plan.look_again
+                .is_some_and(|wait| wait >= Duration::from_secs(30))
+        );
+        context.node_is_written(&node, &plan, None, None);
+        assert_eq!(decide().event, None);
     }
 
     #[tokio::test(flavor = "multi_thread")]
