@@ -67,6 +67,8 @@ pub struct RuntimeClassPlan {
     pub from_k3s: bool,
     /// An adopted RuntimeClass is returned to its owner.
     pub returns: bool,
+    /// The Shim's own RuntimeClasses are not as specified, and stay so because the Shim is paused.
+    pub is_held_back: bool,
     /// The Shim is being deleted, and these RuntimeClasses with it.
     pub withdrawn: Vec<String>,
 }
@@ -118,6 +120,7 @@ pub fn decide(
     for class in own {
         plan.place(shim, shims, class, find, &handlers);
     }
+    plan.is_held_back = spec.paused && !plan.steps.is_empty();
     for class in there.iter().filter(|class| owner(class).is_none()) {
         let adopts = handlers.contains(&class.handler)
             && spec.runtime_class.scheduling == api::Scheduling::Provisioned
@@ -626,6 +629,7 @@ mod tests {
         let mut paused = shim(&json!({"aliases": ["missing"]}));
         paused.spec.as_mut().unwrap().paused = true;
         assert_eq!(decided(&paused, &there), (vec![], vec![]));
+        assert!(beside(&paused, &[], &there).is_held_back);
         let others = foreign("spin", "runsc", &json!({}));
         assert_eq!(decided(&paused, &[others]).1.len(), 1);
         let adoptable = foreign("spin", "spin-v2", &json!({}));

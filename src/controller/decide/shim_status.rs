@@ -204,7 +204,7 @@ fn status(
         Some((false, conflict, message))
     } else {
         let notes = notes(classes, refused);
-        ready(shim, tally, &classes.withdrawn)
+        ready(shim, tally, classes)
             .map(|(is_ready, reason, message)| (is_ready, reason, message + &notes))
     };
     let state = state(shim, ready.as_ref(), &progressing);
@@ -234,7 +234,8 @@ type State = (bool, &'static str, String);
 
 /// The state of the condition Ready of a Shim without conflicts. None while the Shim selects no node: if it were true, `kubectl wait` would
 /// end before the first node is selected, and if it were false, tools that wait for all objects of a release would wait for ever.
-fn ready(shim: &ShimView, tally: &Tally, withdrawn: &[String]) -> Option<State> {
+fn ready(shim: &ShimView, tally: &Tally, classes: &RuntimeClassPlan) -> Option<State> {
+    let withdrawn = &classes.withdrawn;
     let nodes = tally.nodes();
     let counts = counts(tally);
     let (is_ready, reason) = match (shim.deleting, nodes) {
@@ -250,10 +251,15 @@ fn ready(shim: &ShimView, tally: &Tally, withdrawn: &[String]) -> Option<State> 
         }
         (false, 0) if tally.unsupported.is_empty() => return None,
         (false, 0) => (false, reasons::UNSUPPORTED),
-        (false, _) if tally.ready == nodes => (true, reasons::PROVISIONED),
+        (false, _) if tally.ready == nodes && !classes.is_held_back => (true, reasons::PROVISIONED),
         (false, _) if !tally.failures.is_empty() => (false, reasons::PROVISION_FAILED),
         (false, _) if is_paused(shim) => {
-            let message = format!("{counts}; spec.paused is true");
+            let classes = if classes.is_held_back {
+                ": its RuntimeClasses are not changed"
+            } else {
+                ""
+            };
+            let message = format!("{counts}; spec.paused is true{classes}");
             return Some((false, reasons::PAUSED, message));
         }
         (false, _) => match waits_for(tally) {

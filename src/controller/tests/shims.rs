@@ -174,6 +174,22 @@ fn the_label_of_a_renamed_handler_is_removed_before_the_new_handler_is_served() 
 }
 
 #[test]
+fn a_paused_shim_with_changed_runtime_classes_is_not_ready() {
+    let mut paused = Scene::provisioned();
+    paused.spec().paused = true;
+    let status = paused.status(0).status.unwrap();
+    assert_eq!(status.state.as_deref(), Some("Paused"));
+    let ready = &status.conditions[0];
+    assert_eq!((&*ready.status, &*ready.reason), ("False", "Paused"));
+    assert!(
+        ready
+            .message
+            .ends_with("spec.paused is true: its RuntimeClasses are not changed"),
+        "{ready:?}"
+    );
+}
+
+#[test]
 fn a_rejected_finalizer_is_told_in_the_status() {
     let mut scene = Scene::provisioned();
     scene.shims[0].has_finalizer = false;
@@ -380,9 +396,20 @@ fn told(scene: &Scene, kind: &str) -> (String, [String; 3]) {
     (status.state.unwrap(), found.unwrap_or_default())
 }
 
+/// The RuntimeClasses that the first Shim creates.
+fn own_classes(scene: &Scene) -> Vec<RuntimeClass> {
+    let steps = scene.status(0).runtime_classes.into_iter();
+    let created = steps.filter_map(|step| match step {
+        RuntimeClassStep::Create(class) => Some(*class),
+        RuntimeClassStep::Replace(_) | RuntimeClassStep::Delete { .. } => None,
+    });
+    created.collect()
+}
+
 #[test]
 fn a_paused_shim_is_ready_only_while_its_nodes_have_it_as_specified() {
     let mut scene = Scene::provisioned();
+    scene.classes = own_classes(&scene);
     scene.spec().paused = true;
     let (state, ready) = told(&scene, "Ready");
     assert_eq!((&*state, &*ready[0]), ("Paused", "True"));
