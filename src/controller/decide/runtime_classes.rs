@@ -215,7 +215,7 @@ impl RuntimeClassPlan {
                 return;
             }
             // Another Shim has adopted it. This one adopts it with the next decision.
-            (true, true) if adopter(class).is_some() => with_selector(class, &key, None),
+            (true, true) if adopter(class).is_some() && serves => with_selector(class, &key, None),
             // It is not adopted, or has the selector of its owner, or one that the owner has changed.
             (false, _) | (true, true) => return,
             (true, false) => {
@@ -315,16 +315,19 @@ fn rival<'a>(
     (precedence(first) < precedence(shim) || !claims(shim)).then_some(first)
 }
 
-/// Whether `other` adopts `class` before `shim` does.
+/// Whether `other` adopts `class` before `shim` does: it has adopted the class, or a node serves it.
 fn adopts_before(other: &ShimView, shim: &ShimView, class: &RuntimeClass) -> bool {
     let spec = other.spec.as_ref().ok().filter(|spec| !spec.paused);
     let adopts = |spec: &ShimSpec| {
         spec.runtime_class.scheduling == api::Scheduling::Provisioned
             && spec.handlers().is_ok_and(|it| it.contains(&class.handler))
     };
+    let status = other.status.as_ref();
+    let serves = status.is_some_and(|status| status.nodes_ready > 0);
     other.uid != shim.uid
         && !other.deleting
         && spec.is_some_and(adopts)
+        && (serves || adopter(class) == Some(&other.name))
         && precedence(other) < precedence(shim)
 }
 
@@ -747,6 +750,27 @@ mod tests {
                 assert_eq!(plan.unrestricted.len(), unrestricted);
             }
         }
+    }
+
+    #[rstest]
+    #[case::no_node_serves_the_older(0, 1)]
+    #[case::a_node_serves_the_older(1, 0)]
+    fn an_older_shim_of_the_handler_adopts_before_a_younger_one_once_a_node_serves_it(
+        #[case] nodes_ready: i32,
+        #[case] changes: usize,
+    ) {
+        let (mut older, mut younger) = two();
+        let status = json!({"nodes": 1, "nodesReady": nodes_ready});
+        older.status = Some(serde_json::from_value(status).unwrap());
+        younger.spec.as_mut().unwrap().runtime_class.name = "younger".to_owned();
+        let is_change = |step: &&RuntimeClassStep| matches!(step, RuntimeClassStep::Replace(_));
+        let theirs = foreign("mine", "spin-v2", &json!({}));
+        let plan = beside(&younger, &[&older], std::slice::from_ref(&theirs));
+        assert_eq!(plan.steps.iter().filter(is_change).count(), changes);
+        // While no node serves it, the older one leaves the class to the younger one.
+        let adopted = with_selector(&theirs, "handler.farrier.dev/spin-v2", Some(&younger.name));
+        let plan = decide(&older, &[younger], &[&adopted], nodes_ready > 0);
+        assert_eq!(plan.steps.iter().filter(is_change).count(), 1 - changes);
     }
 
     #[test]

@@ -198,14 +198,17 @@ fn status(
         (0, false) => (true, conflict, conflicts.join("; ")),
         (_, _) => (true, reasons::PROVISION_FAILED, failures(tally, &conflicts)),
     };
-    let progressing = progressing(shim, tally);
+    let mut progressing = progressing(shim, tally);
     let ready = if failed == 0 && !conflicts.is_empty() && !shim.deleting {
         let message = format!("{}; {}", counts(tally), conflicts.join("; "));
         Some((false, conflict, message))
     } else {
         let notes = notes(classes, refused);
-        ready(shim, tally, classes)
-            .map(|(is_ready, reason, message)| (is_ready, reason, message + &notes))
+        let ready = ready(shim, tally, classes);
+        if ready.is_none() {
+            progressing.2.push_str(&notes);
+        }
+        ready.map(|(is_ready, reason, message)| (is_ready, reason, message + &notes))
     };
     let state = state(shim, ready.as_ref(), &progressing);
     let conditions = [
