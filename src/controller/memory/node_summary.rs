@@ -124,6 +124,10 @@ impl NodeSummary {
             let phase = match (verdict, progress) {
                 (Verdict::Waiting(..), _) => Phase::Waiting,
                 (Verdict::HandlersTaken(_), _) => Phase::HandlersTaken,
+                // A node that is not ready may not have reported its platform yet.
+                (Verdict::Idle, _) if node.os.is_empty() || node.arch.is_empty() => {
+                    obstacle.map_or(Phase::Idle, Phase::WaitingForNode)
+                }
                 (Verdict::Idle, _) => Phase::Idle,
                 (_, Some((Progress::Provisioned, _))) if is_outdated(seen, applied, shim) => {
                     Phase::Idle

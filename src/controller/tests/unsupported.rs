@@ -101,6 +101,8 @@ fn a_node_of_containerd_is_supported_and_a_new_node_is_waited_for(
     assert_eq!(matches!(plan.job, JobStep::Create { .. }), has_job);
     assert_eq!(plan.edit.is_some(), has_job);
     assert_eq!(plan.event, None);
+    let phase = &scene.summary().shims["spin"].phase;
+    assert_eq!(*phase == Phase::WaitingForNode("not ready"), !has_job);
 }
 
 #[test]
