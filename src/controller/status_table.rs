@@ -18,7 +18,7 @@ use super::decide::node_labels;
 use super::error::Error;
 use crate::api::MOST_BINARIES;
 use crate::handoff::{self, Problem, Sha256Digest, printable_up_to};
-use crate::names::Progress;
+use crate::names::{Progress, reasons};
 
 /// Time limit for the answers of the API server. A slower API server is down or unreachable.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -47,6 +47,9 @@ struct ShimLine {
     name: String,
     state: Option<String>,
     message: Option<String>,
+    /// The condition Degraded is true.
+    #[serde(skip)]
+    degraded: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +80,7 @@ struct Cell {
 pub struct Status {
     /// The table, or JSON.
     pub text: String,
-    /// Whether a Shim has failed on a node.
+    /// Whether a Shim has failed on a node, or is degraded.
     pub has_failure: bool,
 }
 
@@ -126,7 +129,9 @@ impl StatusTable {
 
     fn has_failure(&self) -> bool {
         let mut cells = self.nodes.iter().flat_map(|node| node.shims.values());
+        let mut shims = self.shims.iter();
         cells.any(|cell| cell.progress == Progress::Failed.label())
+            || shims.any(|shim| shim.degraded)
     }
 
     /// Columns of equal width, followed by a line per failure, per annotation that nearly selects a Shim, per binary, and per Shim.
@@ -183,6 +188,7 @@ impl StatusTable {
             name,
             state,
             message,
+            ..
         } in &self.shims
         {
             let state = state
@@ -298,6 +304,9 @@ impl ShimLine {
             name: shim.name.clone(),
             state: state.as_deref().map(handoff::printable),
             message,
+            degraded: conditions
+                .iter()
+                .any(|it| it.type_ == reasons::DEGRADED && it.status == "True"),
         }
     }
 }
@@ -391,6 +400,21 @@ mod tests {
             shim[key] = value.clone();
         }
         serde_json::from_value(shim).unwrap()
+    }
+
+    #[rstest]
+    #[case("True", true)]
+    #[case("False", false)]
+    fn a_degraded_shim_is_a_failure_without_a_failed_node(
+        #[case] degraded: &str,
+        #[case] fails: bool,
+    ) {
+        let condition = json!({
+            "type": "Degraded", "status": degraded, "reason": "Conflict", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        let status = json!({"nodes": 0, "nodesReady": 0, "conditions": [condition]});
+        let table = StatusTable::new(&[], &[spin(&json!({"status": status}))]);
+        assert_eq!(table.has_failure(), fails);
     }
 
     #[rstest]
