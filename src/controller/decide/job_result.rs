@@ -220,6 +220,14 @@ fn read(
     if !failed && !is_reported {
         end.event = None;
     } else if let Some(note) = unsupported {
+        let well = end.applied.shims.iter();
+        let well = well.filter(|(_, shim)| shim.reason.is_none() && shim.fulfilled.is_some());
+        let well: Vec<&str> = well.map(|(name, _)| name.as_str()).collect();
+        let note = if well.is_empty() {
+            note
+        } else {
+            followed_by(&note, &format!("the host serves {}", well.join(", ")))
+        };
         end.event = Some(EventSpec::unsupported(&note));
     }
     end

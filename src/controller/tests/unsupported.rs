@@ -241,6 +241,27 @@ fn a_wrong_artifact_fails_where_the_former_release_is_served() {
 }
 
 #[test]
+fn the_event_of_an_unsupported_shim_names_the_shims_that_are_served() {
+    let mut two = scene().annotated();
+    two.shims.push(shim("slight", "slight"));
+    let mut scene = two.stepped().answers_for_another_cpu();
+    let report = scene.report();
+    report.result = Outcome::Partial;
+    for entry in report.handlers.iter_mut().filter(|it| it.shim == "slight") {
+        (entry.served, entry.reason) = (true, None);
+    }
+    let (after, plan) = scene.step();
+    assert_eq!(after.label("farrier.dev/slight"), Some("provisioned"));
+    let event = plan.event.unwrap();
+    assert_eq!(event.reason, reasons::UNSUPPORTED);
+    assert!(
+        event.note.ends_with("; the host serves slight"),
+        "{}",
+        event.note
+    );
+}
+
+#[test]
 fn another_shim_that_failed_is_tried_again_beside_an_unsupported_one() {
     let mut two = scene().annotated();
     two.shims.push(shim("slight", "slight"));
