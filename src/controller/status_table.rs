@@ -322,7 +322,7 @@ fn unfit(node: &NodeView) -> Option<String> {
 }
 
 /// Annotations and labels of the node that nearly select Shims that the node does not have: another value, another spelling of the key, or a
-/// label in the place of an annotation. The value `false` is taken for intended.
+/// label in the place of an annotation or the reverse. A label with the key must have nearly the value, too. The value `false` is taken for intended.
 fn near_misses(node: &NodeView, cluster: &Cluster) -> Vec<String> {
     let alike = |key: &str| -> String {
         let letters = key.chars().filter(|letter| letter.is_alphanumeric());
@@ -331,30 +331,42 @@ fn near_misses(node: &NodeView, cluster: &Cluster) -> Vec<String> {
     let mut shims: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
     for shim in &cluster.shims {
         let spec = shim.spec.as_ref().ok().filter(|_| !shim.deleting);
-        let asked = spec.and_then(|spec| spec.annotation_selector.as_ref());
+        let annotations = spec.and_then(|spec| spec.annotation_selector.as_ref());
+        let annotations = annotations
+            .into_iter()
+            .flatten()
+            .map(|it| ("annotation", it));
+        let labels = spec.and_then(|spec| spec.node_selector.as_ref());
+        let labels = labels.into_iter().flatten().map(|it| ("label", it));
         let is_there = node.labelled().any(|(name, _)| name == shim.name);
-        for (key, value) in asked.into_iter().flatten().filter(|_| !is_there) {
-            if node.annotations.get(key) == Some(value) {
+        for (asked, (key, value)) in annotations.chain(labels).filter(|_| !is_there) {
+            let own = if asked == "label" {
+                &node.labels
+            } else {
+                &node.annotations
+            };
+            if own.get(key) == Some(value) {
                 continue;
             }
             let annotations = node.annotations.iter().map(|it| ("annotation", it));
             let labels = node.labels.iter().map(|it| ("label", it));
             let mut near = annotations.chain(labels);
             let near = near.find(|(_, (other, found))| {
-                alike(other) == alike(key) && found.as_str() != "false"
+                // Labels such as that of a zone have another value on other nodes.
+                let is_meant = asked == "annotation" || alike(found) == alike(value);
+                alike(other) == alike(key) && is_meant && found.as_str() != "false"
             });
             if let Some((kind, (other, found))) = near {
                 let found = format!("the {kind} {other}={found}");
-                let asked = format!("{key}={value}");
+                let asked = format!("{asked} {key}={value}");
                 shims.entry((found, asked)).or_default().push(&shim.name);
             }
         }
     }
     let sentences = shims.into_iter().map(|((found, asked), shims)| {
         let shims = shims.join(", ");
-        let sentence = format!(
-            "{found} does not select the node for Shim {shims}, which needs the annotation {asked}"
-        );
+        let sentence =
+            format!("{found} does not select the node for Shim {shims}, which needs the {asked}");
         printable_up_to(&sentence, LONGEST_REASON)
     });
     sentences.collect()
@@ -400,6 +412,34 @@ mod tests {
             shim[key] = value.clone();
         }
         serde_json::from_value(shim).unwrap()
+    }
+
+    #[rstest]
+    #[case::case_of_the_key("labels", "Pool", "wasm", true)]
+    #[case::case_of_the_value("labels", "pool", "Wasm", true)]
+    #[case::another_value("labels", "pool", "web", false)]
+    #[case::annotation("annotations", "pool", "wasm", true)]
+    #[case::right("labels", "pool", "wasm", false)]
+    fn a_label_that_nearly_selects_a_shim_is_named(
+        #[case] field: &str,
+        #[case] key: &str,
+        #[case] value: &str,
+        #[case] is_near: bool,
+    ) {
+        let mut shim = spin(&json!({}));
+        shim.0.as_mut().unwrap().spec.annotation_selector = None;
+        let selector = BTreeMap::from([("pool".to_owned(), "wasm".to_owned())]);
+        shim.0.as_mut().unwrap().spec.node_selector = Some(selector);
+        let node = json!({"metadata": {"name": "n1", field: {key: value}}});
+        let node: NodeObject = serde_json::from_value(node).unwrap();
+        let text = StatusTable::new(&[node], &[shim]).text();
+        let near = text.contains(&format!("{key}={value} does not select"));
+        assert_eq!(near, is_near, "{text}");
+        assert_eq!(
+            text.contains("which needs the label pool=wasm"),
+            is_near,
+            "{text}"
+        );
     }
 
     #[rstest]
