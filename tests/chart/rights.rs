@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::support::{chart, hooks, name, notes, of_kind, refusal, render, strings};
+use super::support::{
+    chart, edited, hooks, name, notes, object, of_kind, refusal, render, strings,
+};
 
 /// The rules of one role, each as `GROUP: RESOURCES NAMES: VERBS`.
 pub fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String> {
@@ -23,6 +25,38 @@ pub fn rights(objects: &[Value], kind: &str, role_name: &str) -> BTreeSet<String
 
 pub fn set(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_policy_on_jobs_allows_what_the_previous_controller_was_set_to() {
+    let lookup = "lookup \"apps/v1\" \"Deployment\" .Release.Namespace $name";
+    let policies = |value: &str| {
+        let env = [
+            "FARRIER_JOB_HOST_PID",
+            "FARRIER_JOB_ALLOW_LINK_LOCAL",
+            "FARRIER_ALLOW_POD_RESTARTS",
+            "FARRIER_ACCEPT_PENDING_CHANGES",
+        ];
+        let env = env.map(|name| json!({"name": name, "value": value}));
+        let container = json!({"image": "farrier:0", "env": env});
+        let deployment = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
+        let edits = [(lookup, object(&deployment))];
+        let output = edited("policies.yaml", &edits, &[]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (on, off) = (policies("true"), policies("false"));
+    for option in [
+        "--allow-link-local",
+        "--allow-pod-restarts",
+        "--accept-pending-changes",
+    ] {
+        let allowed = format!("argument != '{option}'");
+        assert!(on.contains(&allowed) && !off.contains(&allowed), "{option}");
+    }
+    let refused = "variables.pod.?hostPID.orValue(false) == false";
+    assert!(!on.contains(refused) && off.contains(refused));
 }
 
 /// The validations of the policy on Jobs.

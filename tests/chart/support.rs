@@ -72,6 +72,29 @@ pub fn notes(arguments: &[&str]) -> String {
     object["text"].as_str().unwrap().to_owned()
 }
 
+/// The output of helm with `arguments` on a copy of the chart in which `edits` replace parts of `file`. Helm looks nothing up without a
+/// cluster: the edits put objects in the place of the lookups.
+pub fn edited(file: &str, edits: &[(&str, String)], arguments: &[&str]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(chart()).arg(directory.path());
+    assert!(copy.status().unwrap().success());
+    let chart = directory.path().join("farrier");
+    let path = chart.join("templates").join(file);
+    let mut text = std::fs::read_to_string(&path).unwrap();
+    for (part, other) in edits {
+        assert!(text.contains(part), "{part}");
+        text = text.replace(part, other);
+    }
+    std::fs::write(path, text).unwrap();
+    helm_on(&chart, &["template", "farrier"], arguments)
+}
+
+/// An expression of a template for this object.
+pub fn object(object: &Value) -> String {
+    format!("fromJson `{object}`")
+}
+
 /// The message with which helm refuses an install with `arguments`.
 pub fn refusal(arguments: &[&str]) -> String {
     let output = helm(&["template", "farrier"], arguments);
