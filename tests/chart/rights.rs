@@ -27,6 +27,41 @@ pub fn set(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(ToString::to_string).collect()
 }
 
+#[rstest]
+#[case::of_helm(true, true, "helm upgrade other -n elsewhere")]
+#[case::of_helm_without_its_namespace(true, false, "helm install other -n elsewhere")]
+#[case::of_a_manifest(false, true, "kubectl delete shims --all, and then kubectl delete -f")]
+#[case::of_a_manifest_without_its_namespace(false, false, "Apply that manifest again")]
+fn a_second_install_names_a_way_that_fits_the_first(
+    #[case] is_released: bool,
+    #[case] has_namespace: bool,
+    #[case] way: &str,
+) {
+    let mut binding = json!({
+        "metadata": {
+            "name": "other", "annotations": {},
+            "labels": {"helm.sh/chart": "farrier-0.1.0", "app.kubernetes.io/instance": "other"},
+        },
+        "subjects": [{"namespace": "elsewhere"}],
+    });
+    if is_released {
+        binding["metadata"]["annotations"]["meta.helm.sh/release-name"] = "other".into();
+    }
+    let home = if has_namespace {
+        json!({"metadata": {"name": "elsewhere"}})
+    } else {
+        json!({})
+    };
+    let bindings = "(lookup \"rbac.authorization.k8s.io/v1\" \"ClusterRoleBinding\" \"\" \"\")";
+    let namespace = "lookup \"v1\" \"Namespace\" \"\" $namespace";
+    let list = format!("({})", object(&json!({"items": [binding]})));
+    let edits = [(bindings, list), (namespace, object(&home))];
+    let output = edited("_helpers.tpl", &edits, &[]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains(way), "{told}");
+    assert_eq!(told.contains("helm "), is_released, "{told}");
+}
+
 #[test]
 fn the_policy_on_jobs_allows_what_the_previous_controller_was_set_to() {
     let lookup = "lookup \"apps/v1\" \"Deployment\" .Release.Namespace $name";

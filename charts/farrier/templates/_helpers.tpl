@@ -313,7 +313,12 @@ changes. The ClusterRoleBinding of an installed Farrier names its release and na
 {{- $namespace := (first .subjects).namespace -}}
 {{- if or (ne $release $.Release.Name) (ne $namespace $.Release.Namespace) -}}
 {{- $home := lookup "v1" "Namespace" "" $namespace -}}
-{{- if or (not $home) $home.metadata.deletionTimestamp -}}
+{{- $isReleased := hasKey (default dict .metadata.annotations) "meta.helm.sh/release-name" -}}
+{{- if and (not $isReleased) (or (not $home) $home.metadata.deletionTimestamp) -}}
+{{- fail (printf "Farrier is left in this cluster without its namespace: it was installed from a manifest in the namespace %s, which was deleted, and its objects without a namespace are still there (ClusterRoleBinding %s). Apply that manifest again (kubectl apply -f manifests/crd.yaml -f manifests/farrier.yaml), run kubectl delete shims --all, and then kubectl delete -f manifests/farrier.yaml" $namespace .metadata.name) -}}
+{{- else if not $isReleased -}}
+{{- fail (printf "Farrier is installed in this cluster already, from a manifest in the namespace %s (ClusterRoleBinding %s). Two controllers would undo each other's changes. Upgrade it by applying the new manifest (kubectl apply -f manifests/crd.yaml -f manifests/farrier.yaml), or remove it first: kubectl delete shims --all, and then kubectl delete -f manifests/farrier.yaml" $namespace .metadata.name) -}}
+{{- else if or (not $home) $home.metadata.deletionTimestamp -}}
 {{- fail (printf "Farrier is left in this cluster without its namespace: it was installed as %s in the namespace %s, which was deleted, and its objects without a namespace are still there (ClusterRoleBinding %s). Install it under the same name in the same namespace, and uninstall it there if you want another one: helm install %s -n %s --create-namespace" $release $namespace .metadata.name $release $namespace) -}}
 {{- end -}}
 {{- fail (printf "Farrier is installed in this cluster already, as %s in the namespace %s (ClusterRoleBinding %s). Two controllers would undo each other's changes. Upgrade that release (helm upgrade %s -n %s), or uninstall that release first" $release $namespace .metadata.name $release $namespace) -}}
