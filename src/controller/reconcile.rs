@@ -135,11 +135,12 @@ fn remember_rejection(
     context: &Context,
     uid: &str,
     generation: Option<i64>,
-    answer: Result<(), (apply::Error, BTreeSet<String>)>,
+    targets: BTreeSet<String>,
+    answer: Result<(), apply::Error>,
 ) -> Result<Option<Duration>, apply::Error> {
     let rejection = match answer {
         Ok(()) => None,
-        Err((error, targets)) => match error.rejection() {
+        Err(error) => match error.rejection() {
             Some(problem) => {
                 tracing::warn!(%error, help = problem.help, "the API server rejected a write");
                 let is_outage = error.is_outage();
@@ -212,8 +213,8 @@ async fn reconcile_node(
             look_again = Some(look_again.map_or(AFTER_REVERT, |wait| wait.min(AFTER_REVERT)));
         }
     }
-    let answer = answer.map(|_| ()).map_err(|error| (error, BTreeSet::new()));
-    let wait = remember_rejection(&context, &view.uid, None, answer)?;
+    let answer = answer.map(|_| ());
+    let wait = remember_rejection(&context, &view.uid, None, BTreeSet::new(), answer)?;
     Ok(wait
         .or(look_again)
         .map_or_else(Action::await_change, Action::requeue))
@@ -230,11 +231,11 @@ async fn reconcile_shim(
     };
     let write = apply::shim(&context.client, &shim, plan);
     let answer = apply::in_time(format!("Shim {}", view.name), write.map(Ok)).await;
-    let answer = answer.unwrap_or_else(|error| Err((error, BTreeSet::new())));
+    let (targets, answer) = answer.unwrap_or_else(|error| (BTreeSet::new(), Err(error)));
     context.metrics.reconciled("shim", answer.is_ok());
     let wait = match (rest, answer) {
         (Some(rest), Ok(())) => Some(rest),
-        (_, answer) => remember_rejection(&context, &view.uid, view.generation, answer)?,
+        (_, answer) => remember_rejection(&context, &view.uid, view.generation, targets, answer)?,
     };
     Ok(wait.map_or_else(Action::await_change, Action::requeue))
 }

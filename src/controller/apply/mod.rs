@@ -468,16 +468,13 @@ async fn repeat_event(
     success_on(events.patch(&name, &patch_params(), &patch).await, &[404])
 }
 
-/// Carries out the plan for `shim`.
-///
-/// # Errors
-/// When the API server rejects a write, with the targets of all rejected writes. Earlier writes stay, and the next decision continues from
-/// there.
+/// Carries out the plan for `shim`. Returns the targets of the rejected writes, and an error when the API server rejects a write. Earlier
+/// writes stay, and the next decision continues from there.
 pub async fn shim(
     client: &Client,
     shim: &ShimObject,
     plan: ShimPlan,
-) -> Result<(), (Error, BTreeSet<String>)> {
+) -> (BTreeSet<String>, Result<(), Error>) {
     // A rejected RuntimeClass delays neither the others nor the status that reports it.
     let steps = plan.runtime_classes.into_iter().map(|step| async {
         let target = step.target();
@@ -486,17 +483,15 @@ pub async fn shim(
     });
     let steps = futures::stream::iter(steps).buffered(CLASSES_AT_A_TIME);
     let mut failed: Vec<(Error, String)> = steps.filter_map(std::future::ready).collect().await;
-    match status(client, shim, plan.status).await {
-        Err(error) => failed.push((error, "the status".to_owned())),
-        Ok(()) => {
-            for event in &plan.events {
-                let subject = Subject::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
-                publish_event(client, &subject, event).await;
-            }
-            let answer = finalizer(client, shim, &plan.finalizer).await;
-            let error = answer.err();
-            failed.extend(error.map(|error| (error, Finalizer::TARGET.to_owned())));
+    if let Err(error) = status(client, shim, plan.status).await {
+        failed.push((error, "the status".to_owned()));
+    } else {
+        for event in &plan.events {
+            let subject = Subject::of::<Shim>(shim.name_any(), shim.uid().unwrap_or_default());
+            publish_event(client, &subject, event).await;
         }
+        let error = finalizer(client, shim, &plan.finalizer).await.err();
+        failed.extend(error.map(|error| (error, Finalizer::TARGET.to_owned())));
     }
     // A rejection is told before a fault that passes.
     failed.sort_by_key(|(error, _)| error.rejection().is_none());
@@ -505,7 +500,7 @@ pub async fn shim(
         .filter(|(error, _)| error.rejection().is_some());
     let targets = rejected.map(|(_, target)| target.clone()).collect();
     let first = failed.into_iter().next();
-    first.map_or(Ok(()), |(error, _)| Err((error, targets)))
+    (targets, first.map_or(Ok(()), |(error, _)| Err(error)))
 }
 
 /// A merge patch of a Shim's status.
@@ -809,8 +804,8 @@ mod tests {
         };
         let client = Client::new(service, "farrier");
         let seen: ShimObject = serde_json::from_value(json!({"metadata": {}})).unwrap();
-        let (error, targets) = shim(&client, &seen, plan).await.unwrap_err();
-        assert!(error.rejection().is_some());
+        let (targets, answer) = shim(&client, &seen, plan).await;
+        assert!(answer.unwrap_err().rejection().is_some());
         assert_eq!(targets, ["uid-of-mine".to_owned()].into());
         // The user deletes the RuntimeClass, and the Shim's own takes its place.
         let own = RuntimeClassStep::Create(class("mine"));

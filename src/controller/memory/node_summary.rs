@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::controller::cluster::job_view::{JobProgress, JobView};
+use crate::controller::cluster::job_view::JobProgress;
 use crate::controller::cluster::node_view::{Applied, Binary, NodeView};
 use crate::controller::decide::desired::{self, Desired, Verdict};
 use crate::controller::decide::ending_pods;
@@ -114,9 +114,12 @@ impl NodeSummary {
         let unrecorded = job.filter(|_| job_is_unrecorded);
         let has_no_pod = unrecorded.filter(|job| job.progress == JobProgress::NoPod);
         let suspended = has_no_pod.is_some_and(|job| job.suspended);
-        let obstacle = obstacle(seen, decision, works, suspended);
-        let is_fetching = |job: &JobView| job.progress == JobProgress::Fetching;
-        let fetches = unrecorded.is_some_and(is_fetching);
+        let obstacle = if works {
+            suspended.then_some(SUSPENDED)
+        } else {
+            obstacle(seen, desired, applied)
+        };
+        let fetches = unrecorded.is_some_and(|job| job.progress == JobProgress::Fetching);
         let binary = |shim: &str| node_labels::served_binary(applied, shim, desired);
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
@@ -196,27 +199,14 @@ impl NodeSummary {
     }
 }
 
-/// Why nothing goes on at the node for now. While a Job runs, the node is in progress, whatever state it is in.
-fn obstacle(
-    seen: &Observed,
-    decision: &Decision,
-    works: bool,
-    suspended: bool,
-) -> Option<&'static str> {
-    let (desired, applied) = (&decision.desired, decision.applied.as_ref());
-    match (works, seen.node.ready) {
-        (true, _) => suspended.then_some(SUSPENDED),
-        (false, _) if may_begin(seen, desired, applied) => None,
-        (false, true) => Some("cordoned"),
-        (false, false) => Some("not ready"),
-    }
-}
-
-/// The Shims in the request of a Job.
-fn requested(job: Option<&JobView>) -> BTreeSet<&str> {
-    let request = job.and_then(|job| job.request.as_ref());
-    let shims = request.into_iter().flat_map(|request| &request.shims);
-    shims.map(|shim| shim.name.as_str()).collect()
+/// The state of the node in which no Job may begin. While a Job runs, the node is in progress, whatever state it is in.
+fn obstacle(seen: &Observed, desired: &Desired, applied: Option<&Applied>) -> Option<&'static str> {
+    let state = if seen.node.ready {
+        "cordoned"
+    } else {
+        "not ready"
+    };
+    (!may_begin(seen, desired, applied)).then_some(state)
 }
 
 /// The Shims that lost a handler to another one, each with a sentence.
