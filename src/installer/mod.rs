@@ -352,7 +352,8 @@ async fn begin(
         pod_restarts: options.allow_pod_restarts,
         policy: options.restart_policy(requested.unwrap_or_default()),
     };
-    let recovered = recover(root, options.target, &allowed, interrupts.deadline).await?;
+    let recovery = recover(root, options.target, &allowed, interrupts.deadline);
+    let recovered = Box::pin(recovery).await?;
     Ok((Some(lock), recovered))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::controller::cluster::job_view::JobProgress;
+use crate::controller::cluster::job_view::{JobProgress, JobView};
 use crate::controller::cluster::node_view::{Applied, Binary, NodeView};
 use crate::controller::decide::desired::{self, Desired, Verdict};
 use crate::controller::decide::ending_pods;
@@ -120,7 +120,11 @@ impl NodeSummary {
             obstacle(seen, desired, applied)
         };
         let fetches = unrecorded.is_some_and(|job| job.progress == JobProgress::Fetching);
-        let binary = |shim: &str| node_labels::served_binary(applied, shim, desired);
+        let on_node = |shim: &str, phase: Phase| ShimOnNode {
+            phase,
+            carried: carried(shim),
+            binary: node_labels::served_binary(applied, shim, desired),
+        };
         let mut shims = BTreeMap::new();
         for (shim, verdict) in &desired.verdicts {
             let progress = node_labels::progress(node, applied, shim, verdict, desired);
@@ -158,32 +162,21 @@ impl NodeSummary {
                     }
                 }
             };
-            let carried = carried(shim);
-            let on_node = ShimOnNode {
-                phase,
-                carried,
-                binary: binary(shim),
-            };
-            shims.insert(shim.clone(), on_node);
+            shims.insert(shim.clone(), on_node(shim, phase));
         }
+        let hindrance = named.or_else(|| obstacle.map(|state| format!("the node is {state}")));
         let known = applied.into_iter().flat_map(|applied| applied.shims.keys());
         let labelled = node.labelled().map(|(shim, _)| shim.to_owned());
         for shim in known.cloned().chain(labelled) {
             if !shims.contains_key(&shim) && carried(&shim) {
                 let known = applied.and_then(|applied| applied.shims.get(&shim));
+                let reason = known.and_then(|known| known.reason.clone());
                 let phase = Phase::Removing {
                     waits: desired.staying.contains(&shim),
-                    reason: known
-                        .and_then(|known| known.reason.clone())
-                        .or_else(|| named.clone())
-                        .or_else(|| obstacle.map(|state| format!("the node is {state}"))),
+                    reason: reason.or_else(|| hindrance.clone()),
                 };
-                let on_node = ShimOnNode {
-                    phase,
-                    carried: true,
-                    binary: binary(&shim),
-                };
-                shims.insert(shim, on_node);
+                let removing = on_node(&shim, phase);
+                shims.insert(shim, removing);
             }
         }
         Self {
@@ -197,6 +190,13 @@ impl NodeSummary {
             lost: lost(desired),
         }
     }
+}
+
+/// The Shims in the request of a Job.
+fn requested(job: Option<&JobView>) -> BTreeSet<&str> {
+    let request = job.and_then(|job| job.request.as_ref());
+    let shims = request.into_iter().flat_map(|request| &request.shims);
+    shims.map(|shim| shim.name.as_str()).collect()
 }
 
 /// The state of the node in which no Job may begin. While a Job runs, the node is in progress, whatever state it is in.
