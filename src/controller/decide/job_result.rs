@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::desired::Desired;
 use super::ending_pods;
-use super::event::{EventSpec, LONGEST_NOTE, LONGEST_REASON, by_cause, shortened};
+use super::event::{EventSpec, LONGEST_REASON, shortened};
 use super::job_due::{age, all_listed, backoff, pause};
+use super::job_event::{followed_by, problem, sentence, with_served, with_taken_over};
 use super::types::{Ended, Observed};
 use super::unlisted::mark_unlisted;
 use crate::api::is_label_name;
@@ -16,12 +17,13 @@ use crate::controller::cluster::node_view::{
 };
 use crate::handoff::{
     EndingPods, HandlerReport, Outcome, Problem, ProvisionReport, ProvisionRequest, ShimRequest,
-    printable_up_to, release_in,
+    release_in,
 };
 use crate::names::reasons;
 
 /// Time limit for the pod of a Job to appear, and to end. The Job controller creates a pod within a second. After a minute, a quota, an
-/// admission policy or a missing account prevents the pod, unless the Job is suspended: a queue may suspend it for hours. A pod ends within its grace period. After a minute, its node is probably down.
+/// admission policy or a missing account prevents the pod, unless the Job is suspended: a queue may suspend it for hours. A pod ends within
+/// its grace period. After a minute, its node is probably down.
 const POD_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whether the Job should have a pod by now, and has none.
@@ -86,8 +88,9 @@ pub fn of(
     match &job.progress {
         JobProgress::Running | JobProgress::Fetching => None,
         JobProgress::Answered(report) => {
-            let end = read(seen, desired, applied, job, request, report);
-            Some(with_taken_over(end, report))
+            let mut end = read(seen, desired, applied, job, request, report);
+            end.event = with_taken_over(end.event, report);
+            Some(end)
         }
         JobProgress::Stuck(problem) | JobProgress::Silent(problem) => {
             Some(fail(seen, applied, job, problem))
@@ -593,13 +596,6 @@ fn kept_after_report(
     }
 }
 
-/// Why a handler is not as requested.
-fn problem(entry: &HandlerReport) -> Option<Problem> {
-    let message = entry.reason.clone()?;
-    let help = entry.remedy.clone();
-    Some(Problem { message, help })
-}
-
 /// The served handlers of all Shims.
 fn served_handlers(shims: &BTreeMap<String, AppliedShim>) -> BTreeSet<String> {
     let handlers = shims.values().flat_map(|shim| &shim.handlers);
@@ -719,91 +715,6 @@ fn finish_attempt(
     }
 }
 
-/// The note of a failure, with the binaries that the host still serves of the Shims that failed.
-fn with_served(note: &str, applied: &Applied) -> String {
-    let failed = applied.shims.iter().filter(|(name, shim)| {
-        let tried = applied.tried.get(*name);
-        shim.reason.is_some() && tried != shim.fulfilled.as_ref()
-    });
-    let served =
-        failed.filter_map(|(name, shim)| Some(format!("{name} {}", shim.served_binary()?)));
-    let served = served.collect::<Vec<_>>().join(", ");
-    if served.is_empty() {
-        return note.to_owned();
-    }
-    followed_by(note, &format!("still served: {served}"))
-}
-
-/// Two sentences as one note. Each of them has room for a half at least.
-fn followed_by(note: &str, more: &str) -> String {
-    let more = printable_up_to(&format!("; {more}"), LONGEST_NOTE / 2);
-    format!("{}{more}", printable_up_to(note, LONGEST_NOTE - more.len()))
-}
-
-/// Adds to the Event which handlers of the command line belong to the cluster now. Who installed them must learn that.
-fn with_taken_over(mut end: JobEnd, report: &ProvisionReport) -> JobEnd {
-    if report.taken_over.is_empty() {
-        return end;
-    }
-    let messages = report.taken_over.iter().map(|it| it.message.as_str());
-    let told = messages.collect::<Vec<_>>().join("; ");
-    let taken_over = |note: String| EventSpec {
-        warning: report.taken_over.iter().any(|it| it.replaced),
-        reason: reasons::TAKEN_OVER.to_owned(),
-        note,
-    };
-    end.event = Some(match end.event.take() {
-        None => taken_over(printable_up_to(&told, LONGEST_NOTE)),
-        Some(event) if event.reason == reasons::PROVISIONED => {
-            taken_over(followed_by(&event.note, &told))
-        }
-        // A failure or a wait keeps its reason.
-        Some(event) => EventSpec {
-            note: followed_by(&event.note, &told),
-            ..event
-        },
-    });
-    end
-}
-
-/// The problem of the whole host, and the problem of each Shim that failed, for an Event.
-fn sentence(applied: &Applied, report: &ProvisionReport) -> String {
-    let whole = report.reason.as_ref().map(|reason| Problem {
-        message: reason.clone(),
-        help: report.remedy.clone(),
-    });
-    let is_whole = |reason: &String| {
-        whole.as_ref().is_some_and(|whole| {
-            whole.message == *reason || shortened(whole, LONGEST_REASON) == *reason
-        })
-    };
-    let each = applied.shims.iter().filter_map(|(name, shim)| {
-        let reason = shim.reason.as_ref().filter(|reason| !is_whole(reason))?;
-        Some((name.clone(), problem_of_shim(name, reason, report)))
-    });
-    // A reason of a single Shim is among the reasons of the Shims already, with its help.
-    let host = whole.iter().filter(|it| !it.message.starts_with("shim "));
-    let parts: Vec<Problem> = host.cloned().chain(by_cause(each)).collect();
-    if parts.is_empty() {
-        let help = "see the log of the installer's pod";
-        Problem::with_help("the installer gave no reason", help).sentence()
-    } else {
-        // Each part has the same maximal length, so that every part fits.
-        let share = (LONGEST_NOTE / parts.len()).saturating_sub(2);
-        let parts: Vec<String> = parts.iter().map(|it| it.sentence_up_to(share)).collect();
-        printable_up_to(&parts.join("; "), LONGEST_NOTE)
-    }
-}
-
-/// The problem of a Shim with this recorded reason. The report has the help apart from the message.
-fn problem_of_shim(name: &str, reason: &str, report: &ProvisionReport) -> Problem {
-    let entries = report.handlers.iter().filter(|entry| entry.shim == name);
-    let reported = entries
-        .filter_map(problem)
-        .find(|problem| shortened(problem, LONGEST_REASON) == reason);
-    reported.unwrap_or_else(|| Problem::new(reason, None))
-}
-
 /// The outcome as a label of a metric.
 fn outcome(result: Outcome) -> &'static str {
     match result {
@@ -813,87 +724,5 @@ fn outcome(result: Outcome) -> &'static str {
         Outcome::Refused => "rejected",
         Outcome::RolledBack => "rolledBack",
         Outcome::Broken => "broken",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn applied(shim: &str, reason: &str) -> Applied {
-        let known = AppliedShim {
-            reason: Some(reason.to_owned()),
-            ..AppliedShim::default()
-        };
-        Applied {
-            shims: BTreeMap::from([(shim.to_owned(), known)]),
-            ..Applied::default()
-        }
-    }
-
-    #[test]
-    fn the_reason_of_a_shim_is_in_the_sentence_once() {
-        let mut report = ProvisionReport::new(Outcome::Partial);
-        report.reason = Some("shim spin: pods still use the handler".to_owned());
-        report.remedy = Some("delete them".to_owned());
-        let text = sentence(
-            &applied("spin", "pods still use the handler. Delete them"),
-            &report,
-        );
-        assert_eq!(text, "shim spin: pods still use the handler. Delete them");
-    }
-
-    #[test]
-    fn every_failed_shim_is_in_the_shortened_sentence() {
-        let mut all = Applied::default();
-        for shim in ["spin", "wasmedge", "wasmer", "wasmtime"] {
-            let reason = format!("no route to {shim} ").repeat(40);
-            all.shims.extend(applied(shim, &reason).shims);
-        }
-        let text = sentence(&all, &ProvisionReport::new(Outcome::Refused));
-        assert!(text.len() <= LONGEST_NOTE);
-        assert!(
-            text.contains("shim spin:") && text.contains("shim wasmtime:"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn a_reason_of_the_whole_host_is_in_the_sentence_once_with_its_help() {
-        let mut report = ProvisionReport::new(Outcome::Refused);
-        report.reason = Some("the file can't be parsed".to_owned());
-        report.remedy = Some("correct it".to_owned());
-        for reason in [
-            "the file can't be parsed",
-            // The installer reports the help with each handler, too.
-            "the file can't be parsed. Correct it",
-        ] {
-            let text = sentence(&applied("spin", reason), &report);
-            assert_eq!(text, "the file can't be parsed. Correct it");
-        }
-    }
-
-    #[test]
-    fn the_sentence_of_many_failures_drops_the_help_before_a_cause() {
-        let (mut all, mut report) = (Applied::default(), ProvisionReport::new(Outcome::Refused));
-        for shim in ["spin", "wasmedge", "wasmer", "wasmtime", "slight"] {
-            let cause = format!("failed to fetch https://{shim}.example.org/x: no such host");
-            let entry = HandlerReport {
-                shim: shim.to_owned(),
-                handler: shim.to_owned(),
-                path: None,
-                sha256: None,
-                served: false,
-                reason: Some(cause),
-                remedy: Some("check the location and the network".repeat(6)),
-                waits_for_pods: false,
-            };
-            let reason = shortened(&problem(&entry).unwrap(), LONGEST_REASON);
-            all.shims.extend(applied(shim, &reason).shims);
-            report.handlers.push(entry);
-        }
-        let text = sentence(&all, &report);
-        assert_eq!(text.matches("no such host").count(), 5, "{text}");
-        assert!(!text.contains("network"), "{text}");
     }
 }

@@ -20,6 +20,7 @@ pub mod drain;
 pub mod ending_pods;
 pub mod event;
 pub mod job_due;
+pub mod job_event;
 pub mod job_result;
 pub mod job_spec;
 pub mod node_labels;
