@@ -15,6 +15,7 @@ use crate::controller::cluster::node_view::{Applied, NodeView};
 use crate::handoff::{Problem, ShimRequest};
 use crate::names::Progress;
 
+pub mod adopted_classes;
 pub mod desired;
 pub mod drain;
 pub mod ending_pods;

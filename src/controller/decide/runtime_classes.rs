@@ -1,7 +1,5 @@
-//! The RuntimeClasses of one Shim: the differences between the desired and the present ones. Pure.
-//!
-//! A RuntimeClass that no Shim owns stays its owner's. If its handler is one of a Shim's, the Shim adopts it: Farrier adds the node selector
-//! of the handler, so that pods of this class are scheduled only to nodes that serve the handler.
+//! The RuntimeClasses of one Shim: the differences between the desired and the present ones. Pure. What the Shim does to a RuntimeClass of
+//! others is decided in `adopted_classes`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,67 +9,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
+use super::adopted_classes::{adopts_before, owner};
 use super::desired::precedence;
+use super::types::{RuntimeClassPlan, RuntimeClassStep};
 use crate::api::{self, Shim, ShimSpec};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{Problem, printable};
 use crate::names;
-
-/// Annotation of the objects that k3s creates from its own manifests, and its value for the manifest `runtimes.yaml` (k3s,
-/// `pkg/deploy/controller.go`, and rancher/wrangler, `pkg/apply/desiredset_apply.go`).
-const K3S_MANIFEST: (&str, &str) = ("objectset.rio.cattle.io/owner-name", "runtimes");
-
-/// What to do about one RuntimeClass.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RuntimeClassStep {
-    /// Create it: there is none of this name.
-    Create(Box<RuntimeClass>),
-    /// Replace the present one, named by UID and version. Of the Shim's own, spec and labels belong to Farrier, and annotations, finalizers
-    /// and owners are kept. Of others', only the node selector of the handler and Farrier's annotation differ.
-    Replace(Box<RuntimeClass>),
-    /// Delete the RuntimeClass with this name and UID, because it is no longer desired or its handler differs. A handler is immutable.
-    Delete {
-        /// Its name.
-        name: String,
-        /// Its UID.
-        uid: String,
-    },
-}
-
-impl RuntimeClassStep {
-    /// The object that is written, as text: a new one of a name, or the present one of a UID.
-    #[must_use]
-    pub fn target(&self) -> String {
-        match self {
-            Self::Create(class) => format!("RuntimeClass {}", class.name_any()),
-            Self::Replace(class) => class.uid().unwrap_or_default(),
-            Self::Delete { uid, .. } => uid.clone(),
-        }
-    }
-}
-
-/// What to do and to say about a Shim's RuntimeClasses.
-#[derive(Debug, Default, PartialEq)]
-pub struct RuntimeClassPlan {
-    /// The changes.
-    pub steps: Vec<RuntimeClassStep>,
-    /// The problem of each name that the Shim can't have.
-    pub conflicts: Vec<Problem>,
-    /// RuntimeClasses of others with Farrier's node selector.
-    pub adopted: Vec<String>,
-    /// RuntimeClasses of others without a node selector of the handler.
-    pub unrestricted: Vec<String>,
-    /// Those of others that the Shim would create if they were deleted.
-    pub replaceable: Vec<String>,
-    /// One of those of others comes from k3s, which creates them at each start.
-    pub from_k3s: bool,
-    /// An adopted RuntimeClass is returned to its owner.
-    pub returns: bool,
-    /// The Shim's own RuntimeClasses are not as specified, and stay so because the Shim is paused.
-    pub is_held_back: bool,
-    /// The Shim is being deleted, and these RuntimeClasses with it.
-    pub withdrawn: Vec<String>,
-}
 
 /// What to do about a Shim's RuntimeClasses. `shims` are all Shims. `serves` says whether any node serves the Shim: before that, the
 /// RuntimeClasses of others may lead pods to nodes that others have set up.
@@ -195,91 +139,6 @@ impl RuntimeClassPlan {
             }
         }
     }
-
-    /// What to do about a RuntimeClass that no Shim owns: `adopts` says whether the Shim should adopt it.
-    fn adopt(&mut self, shim: &ShimView, class: &RuntimeClass, adopts: bool, serves: bool) {
-        let has_own = adopter(class) == Some(&shim.name);
-        let key = names::handler_label(&class.handler);
-        let is_marked = class
-            .annotations()
-            .contains_key(names::ADOPTED_BY_ANNOTATION);
-        let is_selecting = selector(class).contains_key(&key);
-        let change = match (adopts, is_selecting) {
-            (false, _) if has_own => {
-                self.returns = true;
-                with_selector(class, &key, None)
-            }
-            (true, true) if has_own => {
-                self.adopted.push(class.name_any());
-                self.from_k3s |= is_from_k3s(class);
-                return;
-            }
-            // Another Shim has adopted it. This one adopts it with the next decision.
-            (true, true) if adopter(class).is_some() && serves => with_selector(class, &key, None),
-            // It is not adopted, or has the selector of its owner, or one that the owner has changed.
-            (false, _) | (true, true) => return,
-            (true, false) => {
-                self.unrestricted.push(class.name_any());
-                self.from_k3s |= is_from_k3s(class);
-                if is_marked || !serves {
-                    // Its owner has removed the selector, which is not added again.
-                    return;
-                }
-                with_selector(class, &key, Some(&shim.name))
-            }
-        };
-        self.steps.push(RuntimeClassStep::Replace(Box::new(change)));
-    }
-}
-
-/// The RuntimeClass of others with the node selector and the annotation of its adopter, or without both.
-fn with_selector(class: &RuntimeClass, key: &str, adopter: Option<&String>) -> RuntimeClass {
-    let mut class = class.clone();
-    // The API server maintains this.
-    class.metadata.managed_fields = None;
-    let annotations = class.metadata.annotations.get_or_insert_default();
-    let scheduling = class.scheduling.get_or_insert_default();
-    let selector = scheduling.node_selector.get_or_insert_default();
-    if let Some(adopter) = adopter {
-        annotations.insert(names::ADOPTED_BY_ANNOTATION.to_owned(), adopter.clone());
-        selector.insert(key.to_owned(), "true".to_owned());
-    } else {
-        annotations.remove(names::ADOPTED_BY_ANNOTATION);
-        selector.remove(key);
-        if selector.is_empty() {
-            scheduling.node_selector = None;
-        }
-        if *scheduling == Scheduling::default() {
-            class.scheduling = None;
-        }
-    }
-    class
-}
-
-fn selector(class: &RuntimeClass) -> BTreeMap<String, String> {
-    placement(class).0
-}
-
-/// The Shim that has adopted the RuntimeClass of others: Farrier has added the node selector together with the annotation.
-#[must_use]
-pub fn adopter(class: &RuntimeClass) -> Option<&String> {
-    let adopter = class.annotations().get(names::ADOPTED_BY_ANNOTATION)?;
-    let key = names::handler_label(&class.handler);
-    let is_adopted = selector(class).get(&key).is_some_and(|it| it == "true");
-    (is_adopted && owner(class).is_none()).then_some(adopter)
-}
-
-fn is_from_k3s(class: &RuntimeClass) -> bool {
-    let (key, value) = K3S_MANIFEST;
-    class.annotations().get(key).is_some_and(|it| it == value)
-}
-
-/// The Shim that owns `class`, as the reference names it.
-fn owner(class: &RuntimeClass) -> Option<&OwnerReference> {
-    class
-        .owner_references()
-        .iter()
-        .find(|owner| owner.kind == Shim::kind(&()) && owner.api_version == Shim::api_version(&()))
 }
 
 /// The problem of a name that another Shim has.
@@ -313,22 +172,6 @@ fn rival<'a>(
         .filter(|other| claims(other))
         .min_by_key(|it| precedence(it))?;
     (precedence(first) < precedence(shim) || !claims(shim)).then_some(first)
-}
-
-/// Whether `other` adopts `class` before `shim` does: it has adopted the class, or a node serves it.
-fn adopts_before(other: &ShimView, shim: &ShimView, class: &RuntimeClass) -> bool {
-    let spec = other.spec.as_ref().ok().filter(|spec| !spec.paused);
-    let adopts = |spec: &ShimSpec| {
-        spec.runtime_class.scheduling == api::Scheduling::Provisioned
-            && spec.handlers().is_ok_and(|it| it.contains(&class.handler))
-    };
-    let status = other.status.as_ref();
-    let serves = status.is_some_and(|status| status.nodes_ready > 0);
-    other.uid != shim.uid
-        && !other.deleting
-        && spec.is_some_and(adopts)
-        && (serves || adopter(class) == Some(&other.name))
-        && precedence(other) < precedence(shim)
 }
 
 /// `class` with the metadata of the present one.
@@ -483,6 +326,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::controller::decide::adopted_classes::with_selector;
 
     fn shim(more: &Value) -> ShimView {
         let mut class = json!({"name": "spin", "handler": "spin-v2"});

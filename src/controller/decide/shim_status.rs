@@ -8,8 +8,8 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::event::{EventSpec, LONGEST_NOTE};
-use super::runtime_classes::{self, RuntimeClassPlan};
-use super::types::Tally;
+use super::runtime_classes;
+use super::types::{RuntimeClassPlan, RuntimeClassStep, Tally};
 use crate::api::{FirstBinary, MOST_BINARIES, ServedBinary, ShimStatus};
 use crate::controller::cluster::shim_view::ShimView;
 use crate::handoff::{Problem, elide, printable_up_to};
@@ -30,7 +30,7 @@ pub struct ShimPlan {
     /// What to do about Farrier's finalizer.
     pub finalizer: Finalizer,
     /// What to do about its RuntimeClasses.
-    pub runtime_classes: Vec<runtime_classes::RuntimeClassStep>,
+    pub runtime_classes: Vec<RuntimeClassStep>,
     /// The status to write, if it differs from the present status.
     pub status: Option<ShimStatus>,
     /// The Events to publish.

@@ -5,6 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::ResourceExt;
 
 use super::desired::{Cluster, Desired};
 use super::event::EventSpec;
@@ -227,4 +229,56 @@ impl Tally {
     pub fn has_workers_left(&self) -> bool {
         self.workers > 0
     }
+}
+
+/// What to do about one RuntimeClass.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RuntimeClassStep {
+    /// Create it: there is none of this name.
+    Create(Box<RuntimeClass>),
+    /// Replace the present one, named by UID and version. Of the Shim's own, spec and labels belong to Farrier, and annotations, finalizers
+    /// and owners are kept. Of others', only the node selector of the handler and Farrier's annotation differ.
+    Replace(Box<RuntimeClass>),
+    /// Delete the RuntimeClass with this name and UID, because it is no longer desired or its handler differs. A handler is immutable.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+    },
+}
+
+impl RuntimeClassStep {
+    /// The object that is written, as text: a new one of a name, or the present one of a UID.
+    #[must_use]
+    pub fn target(&self) -> String {
+        match self {
+            Self::Create(class) => format!("RuntimeClass {}", class.name_any()),
+            Self::Replace(class) => class.uid().unwrap_or_default(),
+            Self::Delete { uid, .. } => uid.clone(),
+        }
+    }
+}
+
+/// What to do and to say about a Shim's RuntimeClasses.
+#[derive(Debug, Default, PartialEq)]
+pub struct RuntimeClassPlan {
+    /// The changes.
+    pub steps: Vec<RuntimeClassStep>,
+    /// The problem of each name that the Shim can't have.
+    pub conflicts: Vec<Problem>,
+    /// RuntimeClasses of others with Farrier's node selector.
+    pub adopted: Vec<String>,
+    /// RuntimeClasses of others without a node selector of the handler.
+    pub unrestricted: Vec<String>,
+    /// Those of others that the Shim would create if they were deleted.
+    pub replaceable: Vec<String>,
+    /// One of those of others comes from k3s, which creates them at each start.
+    pub from_k3s: bool,
+    /// An adopted RuntimeClass is returned to its owner.
+    pub returns: bool,
+    /// The Shim's own RuntimeClasses are not as specified, and stay so because the Shim is paused.
+    pub is_held_back: bool,
+    /// The Shim is being deleted, and these RuntimeClasses with it.
+    pub withdrawn: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::*;
-use crate::controller::decide::runtime_classes::RuntimeClassStep;
+use crate::controller::decide::types::RuntimeClassStep;
 use crate::controller::memory::aggregate::Fleet;
 use crate::handoff::Problem;
 
