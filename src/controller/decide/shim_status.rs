@@ -153,7 +153,8 @@ pub fn decide(seen: &ObservedShim<'_>) -> ShimPlan {
     }
 }
 
-/// The Events for a status: for conditions that now hold or have another reason.
+/// The Events for a status: for conditions that now hold or have another reason, and one that takes back the last failure where none of
+/// them does.
 fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
     let reason = |kind: &str| {
         let conditions = before.into_iter().flat_map(|status| &status.conditions);
@@ -170,14 +171,26 @@ fn events(before: Option<&ShimStatus>, now: &ShimStatus) -> Vec<EventSpec> {
         };
         is_reported && reason(&condition.type_) != Some(condition.reason.as_str())
     });
-    changed
-        .map(|condition| EventSpec {
-            warning: condition.type_ != reasons::READY
-                && condition.reason != reasons::WAITING_FOR_PODS,
-            reason: condition.reason.clone(),
-            note: printable_up_to(&condition.message, LONGEST_NOTE),
-        })
-        .collect()
+    let event = |condition: &Condition| EventSpec {
+        warning: ![
+            reasons::WAITING_FOR_PODS,
+            reasons::PROVISIONED,
+            reasons::AS_EXPECTED,
+        ]
+        .contains(&condition.reason.as_str()),
+        reason: condition.reason.clone(),
+        note: printable_up_to(&condition.message, LONGEST_NOTE),
+    };
+    let mut events: Vec<EventSpec> = changed.map(event).collect();
+    let mended = now.conditions.iter().find(|condition| {
+        condition.type_ == reasons::DEGRADED
+            && condition.reason == reasons::AS_EXPECTED
+            && reason(reasons::DEGRADED).is_some_and(|before| before != reasons::AS_EXPECTED)
+    });
+    if events.is_empty() {
+        events.extend(mended.map(event));
+    }
+    events
 }
 
 fn status(

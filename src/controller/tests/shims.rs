@@ -360,11 +360,21 @@ fn a_changed_condition_publishes_one_event() {
         .stepped()
         .answers(Outcome::Refused, false, Some("no room"))
         .stepped();
-    let published = failed.status(0).events;
+    let published = failed.status(0);
     assert!(
-        published[0].warning && published[0].note.contains("no room"),
+        published.events[0].warning && published.events[0].note.contains("no room"),
         "{published:?}"
     );
+    // The failed node is not asked for any more, so no success follows.
+    let mut unselected = failed;
+    unselected.shims[0].status = published.status;
+    unselected.node.annotations.clear();
+    let published = unselected.stepped().status(0).events;
+    let told: Vec<_> = published
+        .iter()
+        .map(|event| (event.warning, &*event.reason, &*event.note))
+        .collect();
+    assert_eq!(told, [(false, "AsExpected", "no node failed")]);
 }
 
 #[test]
