@@ -190,7 +190,7 @@ async fn the_condition_of_a_deleted_shim_names_the_node_with_its_pods() {
     cluster.delete_pod("lasting").await;
     eventually("the Shim is gone", async || {
         let there = shims.get_opt("used").await.unwrap();
-        there.map_or(Ok(()), |shim| Err(shim.status))
+        there.map_or(Ok(()), |shim| Err(Box::new(shim.status)))
     })
     .await;
     cluster.marks_vanish(&node).await;
