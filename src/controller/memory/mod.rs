@@ -243,9 +243,13 @@ impl Context {
         let is_own = memory.expectations.job_is_gone(&uid);
         let node = job.annotations().get(names::NODE_NAME_ANNOTATION);
         if let Some(node) = node.filter(|_| !is_own && self.decides()) {
+            // The Job of a deleted node is deleted with the node.
+            let is_unrecorded = |there: Arc<NodeObject>| {
+                let applied = NodeView::from(there.as_ref()).applied();
+                applied.is_none_or(|applied| applied.job != uid)
+            };
             let there = self.nodes.get(&ObjectRef::new(node));
-            let applied = there.and_then(|there| NodeView::from(there.as_ref()).applied());
-            if applied.is_none_or(|applied| applied.job != uid) {
+            if there.is_some_and(is_unrecorded) {
                 memory.lost_jobs.insert(node.clone(), job.clone());
             }
         }
@@ -655,6 +659,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use kube::client::Body;
+    use kube::runtime::{reflector, watcher};
     use rstest::rstest;
     use serde_json::json;
 
@@ -747,7 +752,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_job_that_others_deleted_before_it_reported_is_told_once() {
-        let context = context(false);
+        let (nodes, mut watch) = reflector::store();
+        let mut context = context(false);
+        context.nodes = nodes;
         context.begin();
         let job = |uid: &str| -> JobObject {
             let request = ProvisionRequest::new(Owner::Cluster, "u".to_owned(), vec![], vec![]);
@@ -770,6 +777,9 @@ mod tests {
         context.node_is_written(&node, &own, None, None);
         context.job_is_gone(&job("own"));
         assert_eq!(decide().event, None, "Farrier deletes Jobs itself");
+        context.job_is_gone(&job("of a node that is gone"));
+        assert!(context.memory().lost_jobs.is_empty());
+        watch.apply_watcher_event(&watcher::Event::Apply(node.clone()));
         context.job_is_gone(&job("lost"));
         let plan = decide();
         let note = &plan.event.as_ref().unwrap().note;

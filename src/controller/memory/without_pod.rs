@@ -13,7 +13,8 @@ pub struct WithoutPod(HashMap<String, Instant>);
 impl WithoutPod {
     /// The Job as it is seen now, with the time for which it has had no pod. The time begins anew when the Job had a pod in between.
     pub fn seen(&mut self, job: JobView, now: Instant) -> JobView {
-        if job.progress != JobProgress::NoPod {
+        // A suspended Job can have no pod: its time begins when the Job is resumed.
+        if job.progress != JobProgress::NoPod || job.suspended {
             self.0.remove(&job.uid);
             return job;
         }
@@ -62,6 +63,24 @@ mod tests {
         assert_eq!(after(6, JobProgress::Running), 0);
         assert_eq!(after(90, JobProgress::NoPod), 0);
         assert_eq!(after(100, JobProgress::NoPod), 10);
+        // A queue admits the Job after an hour.
+        let suspended = JobView {
+            progress: JobProgress::NoPod,
+            suspended: true,
+            ..view
+        };
+        let hour = Duration::from_hours(1);
+        assert_eq!(
+            jobs.seen(suspended.clone(), start + hour).without_pod_for,
+            Duration::ZERO
+        );
+        let resumed = JobView {
+            suspended: false,
+            ..suspended
+        };
+        let seen = |jobs: &mut WithoutPod, now| jobs.seen(resumed.clone(), now).without_pod_for;
+        assert_eq!(seen(&mut jobs, start + 2 * hour), Duration::ZERO);
+        assert_eq!(seen(&mut jobs, start + 3 * hour), hour);
         jobs.listed(|uid| uid == "j");
         assert_eq!(jobs.0.len(), 1);
         jobs.job_is_gone("j");
