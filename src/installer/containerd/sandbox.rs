@@ -11,14 +11,18 @@ use k8s_cri::v1::{
     RunPodSandboxRequest, StopPodSandboxRequest,
 };
 use tonic::transport::Channel;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::cri::{self, ANSWER_LIMIT, Status, await_within, connect};
+use super::patience::Deadline;
 use crate::containerd_config::Value;
 use crate::installer::host::HostRoot;
 
-/// Label of the pod sandboxes in containerd that Farrier runs as a proof; its value is the handler. No object of Kubernetes has it.
+/// Label of the pod sandboxes in containerd that Farrier runs as a proof; its value is the handler.
 pub const PROOF_LABEL: &str = "farrier.dev/proof";
+
+/// Label that the kubelet gives the sandbox of each pod, beside the pod's own labels (Kubernetes, `pkg/kubelet/types/labels.go`).
+const POD_UID_LABEL: &str = "io.kubernetes.pod.uid";
 
 /// How long a sandbox may take to start, at most. containerd may pull the image of the sandbox first; the kubelet waits four minutes.
 const RUN_LIMIT: Duration = Duration::from_mins(2);
@@ -45,9 +49,6 @@ pub enum Error {
         /// The error from containerd.
         message: String,
     },
-    /// A sandbox that an earlier run left was not removed.
-    #[error("failed to remove a pod sandbox that an earlier run left: {0}")]
-    Left(#[source] cri::Error),
     /// containerd did not answer.
     #[error(transparent)]
     Cri(#[from] cri::Error),
@@ -62,13 +63,13 @@ impl Error {
                 "check that the location is that of a shim for this host, and that the node can pull the sandbox image of containerd and has a free pod address",
             ),
             Self::End { .. } => Cow::Borrowed("use another release of the shim"),
-            Self::Left(error) | Self::Cri(error) => return error.help(),
+            Self::Cri(error) => return error.help(),
         })
     }
 }
 
-/// Runs a sandbox of each of `handlers`, and removes it. Sandboxes that an earlier run left are removed first. Takes no longer than
-/// `patience` to start a sandbox.
+/// Runs a sandbox of each of `handlers`, and removes it. Sandboxes that an earlier run left are removed first, as far as containerd permits
+/// that. Ends in time for a rollback before `deadline`.
 ///
 /// # Errors
 /// When a sandbox does not start or can't be removed. A sandbox that did not start is removed as far as containerd permits that.
@@ -76,68 +77,89 @@ pub(crate) async fn prove(
     host: &HostRoot,
     socket: &str,
     handlers: &BTreeSet<String>,
-    patience: Duration,
+    deadline: Deadline,
 ) -> Result<(), Error> {
     // On the heap: every caller would contain this large future.
-    Box::pin(prove_each(host, socket, handlers, patience)).await
+    Box::pin(prove_each(host, socket, handlers, deadline)).await
 }
 
 async fn prove_each(
     host: &HostRoot,
     socket: &str,
     handlers: &BTreeSet<String>,
-    patience: Duration,
+    deadline: Deadline,
 ) -> Result<(), Error> {
-    remove_left(host, socket).await?;
+    remove_leftovers(host, socket).await;
     let status = cri::status(host, socket).await?;
     for handler in handlers {
         info!(handler, "running a pod sandbox");
-        let mut client = connect(host, socket).await?;
-        let request = RunPodSandboxRequest {
-            config: Some(config(handler, &status)),
-            runtime_handler: handler.clone(),
-        };
-        let limit = RUN_LIMIT.min(patience);
-        let ran = await_within(socket, limit, client.run_pod_sandbox(request)).await;
-        // Also after a failure: the list has what containerd did not remove itself.
-        let removed = remove_left(host, socket).await;
-        ran.map_err(|error| Error::Run {
-            handler: handler.clone(),
-            message: error.into_message(),
-        })?;
-        removed.map_err(|error| Error::End {
-            handler: handler.clone(),
-            message: match error {
-                Error::Left(error) | Error::Cri(error) => error.into_message(),
-                Error::Run { message, .. } | Error::End { message, .. } => message,
-            },
-        })?;
+        Box::pin(prove_one(host, socket, handler, &status, deadline)).await?;
     }
     Ok(())
 }
 
-/// Ends and removes all sandboxes of Farrier.
-///
-/// # Errors
-/// When containerd does not list, end or remove one of them.
-pub(crate) async fn remove_left(host: &HostRoot, socket: &str) -> Result<(), Error> {
-    // On the heap, as above.
-    Box::pin(remove_each(host, socket)).await
+async fn prove_one(
+    host: &HostRoot,
+    socket: &str,
+    handler: &str,
+    status: &Status,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let mut client = connect(host, socket).await?;
+    let mut messages = Vec::new();
+    // Shims of virtual machines refuse the network of the node. Some network plugins refuse a pod that the API server does not have, so the
+    // network of pods comes second.
+    let networks = [NamespaceMode::Node, NamespaceMode::Pod];
+    let count = if status.network.ready { 2 } else { 1 };
+    for network in networks.into_iter().take(count) {
+        let request = RunPodSandboxRequest {
+            config: Some(config(handler, status, network)),
+            runtime_handler: handler.to_owned(),
+        };
+        let limit = RUN_LIMIT.min(deadline.for_change());
+        match await_within(socket, limit, client.run_pod_sandbox(request)).await {
+            Ok(answer) => {
+                let removed = remove(&mut client, socket, answer.pod_sandbox_id).await;
+                return removed.map_err(|error| Error::End {
+                    handler: handler.to_owned(),
+                    message: error.into_message(),
+                });
+            }
+            Err(error) => messages.push(error.into_message()),
+        }
+        // containerd removes most of them itself.
+        remove_leftovers(host, socket).await;
+    }
+    messages.dedup();
+    Err(Error::Run {
+        handler: handler.to_owned(),
+        message: messages.join("; in the network of pods: "),
+    })
 }
 
-async fn remove_each(host: &HostRoot, socket: &str) -> Result<(), Error> {
+/// Ends and removes all sandboxes of Farrier, as far as containerd permits that.
+pub(crate) async fn remove_leftovers(host: &HostRoot, socket: &str) {
+    // On the heap, as above.
+    if let Err(error) = Box::pin(remove_each(host, socket)).await {
+        warn!(%error, "failed to remove the pod sandboxes of a proof");
+    }
+}
+
+async fn remove_each(host: &HostRoot, socket: &str) -> Result<(), cri::Error> {
     let mut client = connect(host, socket).await?;
     let list = client.list_pod_sandbox(ListPodSandboxRequest { filter: None });
     let list = await_within(socket, ANSWER_LIMIT, list).await?;
-    let left = list.items.into_iter();
     // The filter of the request compares values, and the value of the label is the handler.
-    let is_ours = |sandbox: &PodSandbox| sandbox.labels.contains_key(PROOF_LABEL);
-    for sandbox in left.filter(is_ours) {
-        remove(&mut client, socket, sandbox.id)
-            .await
-            .map_err(Error::Left)?;
+    for sandbox in list.items.into_iter().filter(is_ours) {
+        remove(&mut client, socket, sandbox.id).await?;
     }
     Ok(())
+}
+
+/// Whether the sandbox is one of a proof. A sandbox of the kubelet has all labels of its pod, which its author chose.
+fn is_ours(sandbox: &PodSandbox) -> bool {
+    let labels = &sandbox.labels;
+    labels.contains_key(PROOF_LABEL) && !labels.contains_key(POD_UID_LABEL)
 }
 
 async fn remove(
@@ -154,13 +176,8 @@ async fn remove(
     Ok(())
 }
 
-/// The sandbox of a proof, in the network of pods if it is ready: shims of virtual machines have no other.
-fn config(handler: &str, status: &Status) -> PodSandboxConfig {
-    let network = if status.network.ready {
-        NamespaceMode::Pod
-    } else {
-        NamespaceMode::Node
-    };
+/// The sandbox of a proof.
+fn config(handler: &str, status: &Status, network: NamespaceMode) -> PodSandboxConfig {
     let namespace_options = NamespaceOption {
         network: network as i32,
         ..NamespaceOption::default()
@@ -203,16 +220,14 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::installer::containerd::cri::{Network, Served};
+    use crate::installer::containerd::cri::Served;
 
     #[rstest]
-    #[case::of_the_host(false, None, NamespaceMode::Node, "")]
-    #[case::of_pods(true, Some(false), NamespaceMode::Pod, "")]
-    #[case::with_systemd(true, Some(true), NamespaceMode::Pod, "system.slice")]
-    fn a_sandbox_suits_the_network_and_the_cgroups_of_the_node(
-        #[case] ready: bool,
+    #[case::with_cgroupfs(Some(false), "")]
+    #[case::without_the_option(None, "")]
+    #[case::with_systemd(Some(true), "system.slice")]
+    fn a_sandbox_suits_the_cgroups_of_the_node(
         #[case] systemd: Option<bool>,
-        #[case] network: NamespaceMode,
         #[case] cgroup_parent: &str,
     ) {
         let systemd = systemd.map(|systemd| ("SystemdCgroup".to_owned(), Value::Boolean(systemd)));
@@ -222,14 +237,28 @@ mod tests {
                 options: BTreeMap::from([("a".to_owned(), options)]),
                 ..Served::default()
             },
-            network: Network { ready, cni: None },
             ..Status::default()
         };
-        let config = config("a", &status);
+        let config = config("a", &status, NamespaceMode::Pod);
         assert_eq!(config.labels[PROOF_LABEL], "a");
         let linux = config.linux.unwrap();
         assert_eq!(linux.cgroup_parent, cgroup_parent);
         let namespaces = linux.security_context.unwrap().namespace_options.unwrap();
-        assert_eq!(namespaces.network, network as i32);
+        assert_eq!(namespaces.network, NamespaceMode::Pod as i32);
+    }
+
+    #[rstest]
+    #[case::of_a_proof(&[PROOF_LABEL], true)]
+    #[case::of_a_pod(&["app", POD_UID_LABEL], false)]
+    #[case::of_a_pod_with_the_label(&[PROOF_LABEL, POD_UID_LABEL], false)]
+    fn no_sandbox_of_a_pod_is_removed(#[case] labels: &[&str], #[case] expected: bool) {
+        let labels = labels
+            .iter()
+            .map(|label| ((*label).to_owned(), String::new()));
+        let sandbox = PodSandbox {
+            labels: labels.collect(),
+            ..PodSandbox::default()
+        };
+        assert_eq!(is_ours(&sandbox), expected);
     }
 }

@@ -154,7 +154,7 @@ impl Error {
                     "move the artifact to a directory that only root can write to",
                 ));
                 Cow::Owned(format!(
-                    "{mend}, or specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)"
+                    "{mend}, or specify its SHA-256 as sha256 in the Shim (spec.fetchStrategy.platforms)"
                 ))
             }
             Self::NotPresent { .. } => {

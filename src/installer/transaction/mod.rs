@@ -273,8 +273,7 @@ async fn act(
     let mut prove = plan.prove.clone();
     prove.retain(|handler| !taken.contains_key(handler));
     if !prove.is_empty() {
-        let patience = interrupts.deadline.for_change();
-        sandbox::prove(host, &journal.socket, &prove, patience).await?;
+        sandbox::prove(host, &journal.socket, &prove, interrupts.deadline).await?;
     }
     // Without a restart, a plan for a containerd that does not serve is for one that can't start.
     let in_use = if target == Target::Live && facts.served.is_err() && !plan.restart {

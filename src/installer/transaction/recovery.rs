@@ -1,5 +1,6 @@
 //! Finishes or undoes the change of an interrupted run. The steps of undoing are in `rollback`.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -91,9 +92,8 @@ pub async fn recover(
     }
     if let Containerd::Live(_) = &containerd
         && !journal.prove.is_empty()
-        && let Err(error) = sandbox::remove_left(host, &journal.socket).await
     {
-        warn!(%error, "failed to remove the pod sandboxes of the interrupted change");
+        sandbox::remove_leftovers(host, &journal.socket).await;
     }
     if let Containerd::Live(daemon) = &containerd
         && is_live(host, &journal, daemon).await
@@ -198,11 +198,18 @@ async fn is_live(host: &HostRoot, journal: &Journal, running: &Daemon) -> bool {
 /// Runs the sandboxes that the interrupted run may not have run. If one of them fails, the change is undone, and the present run makes it
 /// again and reports the failure.
 async fn is_proven(host: &HostRoot, journal: &Journal, deadline: Deadline) -> bool {
-    if journal.prove.is_empty() {
+    let (Some(expected), false) = (&journal.expected, journal.prove.is_empty()) else {
         return true;
-    }
-    let patience = deadline.for_change();
-    let proven = sandbox::prove(host, &journal.socket, &journal.prove, patience).await;
+    };
+    let Ok(served) = cri::served(host, &journal.socket).await else {
+        return false;
+    };
+    // What the distribution declares in place of Farrier is not proven.
+    let declared = expected.declared_in(&served);
+    let prove = journal.prove.iter();
+    let prove = prove.filter(|name| declared.iter().any(|handler| handler.name == **name));
+    let prove: BTreeSet<String> = prove.cloned().collect();
+    let proven = sandbox::prove(host, &journal.socket, &prove, deadline).await;
     if let Err(error) = &proven {
         warn!(%error, "the interrupted change fails its proof");
     }
