@@ -178,7 +178,10 @@ pub fn find(host: &HostRoot, target: Target) -> Result<Running, host::Error> {
     let of_unit = || {
         let is_own = |kubelet: &Kubelet, daemon: &Daemon| {
             distro::is_embedded(&daemon.program, daemon.unit.as_deref())
-                || is_started_by(host, daemon, kubelet)
+                || kubelet
+                    .of_distro
+                    .as_ref()
+                    .is_some_and(|(id, _)| is_started_by(host, daemon, distro::by_id(id)))
         };
         let kubelet = embedded::kubelet(host);
         kubelet.filter(|kubelet| !daemons.iter().any(|daemon| is_own(kubelet, daemon)))
@@ -267,13 +270,12 @@ fn without_forks(processes: &[Process]) -> Vec<Daemon> {
 
 /// Whether the process was started by the distribution that includes the kubelet: without cgroups, and with its data elsewhere, nothing else
 /// tells its containerd.
-fn is_started_by(host: &HostRoot, daemon: &Daemon, kubelet: &Kubelet) -> bool {
+pub(crate) fn is_started_by(host: &HostRoot, daemon: &Daemon, distro: &DistroSpec) -> bool {
     let parent = process::service_process(host, daemon.process.0);
     let exe = host.symlink_target(&format!("/proc/{parent}/exe"));
-    let (Ok(Some(exe)), Some((id, _))) = (exe, &kubelet.of_distro) else {
-        return false;
-    };
-    distro::by_id(id).is_program_name(file_name(process::without_deleted_mark(&exe)))
+    let is_own =
+        |exe: String| distro.is_program_name(file_name(process::without_deleted_mark(&exe)));
+    exe.ok().flatten().is_some_and(is_own)
 }
 
 /// The index of the containerd that listens at the socket `endpoint`. One that listens nowhere yet will do so at the path in its command line, or
@@ -522,7 +524,11 @@ mod tests {
         "container-runtime-endpoint: unix:///run/containerd/containerd.sock\n",
         Some(812)
     )]
-    #[case::another_program("[Service]\nExecStart=/usr/local/bin/backup /srv\n", "", Some(812))]
+    #[case::another_program(
+        "[Service]\nExecStart=/usr/local/bin/backup /var/lib/rancher/k3s\n",
+        "",
+        Some(812)
+    )]
     #[case::removed("[Service]\nExecStart=/opt/k3s server\n", "", Some(812))]
     fn beside_the_service_of_k3s_the_containerd_of_docker_does_not_count(
         #[case] unit: &str,

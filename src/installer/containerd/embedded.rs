@@ -103,8 +103,13 @@ fn starts(host: &HostRoot, distro: &DistroSpec, unit: &str) -> bool {
     if is_own(&program) {
         return !program.contains('/') || host.seems_to_exist(&program);
     }
+    // A directory of the distribution may have the name of its program.
+    let is_program =
+        |word: &str| distro.programs.contains(&word) || !word.contains('/') && is_own(word);
     let arguments = arguments.iter().skip(1);
-    arguments.flat_map(|it| it.split_whitespace()).any(is_own)
+    arguments
+        .flat_map(|it| it.split_whitespace())
+        .any(is_program)
 }
 
 /// How a unit starts a distribution.

@@ -27,7 +27,7 @@ const MAX_SHOWN: usize = 200;
 /// Nesting of a file at most. A `KubeletConfiguration` has up to five levels.
 const MAX_NESTING: usize = 64;
 
-/// A kubelet that is a process of its own. k3s, RKE2 and `MicroK8s` embed the kubelet in another process.
+/// The kubelet of a host: a process, or known by the file of its arguments (`MicroK8s`) or by the unit of its distribution (k3s, RKE2, k0s).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubelet {
     /// Command line, with a NUL after each argument.

@@ -1,7 +1,7 @@
 //! Reads how `OpenRC` starts a service, for a host on which it does not run: the plain assignments of its script and of its settings
 //! (openrc-run(8)). A script is a program of the shell, so everything else in it is left out or makes the command unknown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::systemd_unit::{self, Command, Error, ServiceDefinition, Unit};
 use crate::installer::host::HostRoot;
@@ -38,16 +38,24 @@ pub(crate) fn service(host: &HostRoot, unit: &str) -> Unit {
     for variable in ["RC_SVCNAME", "SVCNAME"] {
         variables.insert(variable.to_owned(), Some(name.to_owned()));
     }
+    let mut exported = BTreeSet::new();
+    let mut read = |text: &str| {
+        assign(text, &mut variables);
+        exported.extend(exports(text).map(str::to_owned));
+    };
     for path in ["/etc/rc.conf".to_owned(), format!("/etc/conf.d/{name}")] {
-        let settings = host.read_text(&path, MAX_TEXT)?.unwrap_or_default();
-        assign(&settings, &mut variables);
+        read(&host.read_text(&path, MAX_TEXT)?.unwrap_or_default());
     }
-    assign(&script, &mut variables);
+    read(&script);
     let mut environment = Variables::default();
     for path in sourced(&script) {
         let text = host.read_text(path, MAX_TEXT)?.unwrap_or_default();
         assign(&text, &mut environment);
     }
+    let of_service = variables
+        .iter()
+        .filter(|(name, _)| exported.contains(*name));
+    environment.extend(of_service.map(|(name, value)| (name.clone(), value.clone())));
     let known = |(name, value): (String, Option<String>)| Some((name, value?));
     Ok(ServiceDefinition {
         command: command(&script, &variables).ok_or_else(|| Error::OpenRc {
@@ -96,6 +104,14 @@ fn sourced(script: &str) -> impl Iterator<Item = &str> {
     files.into_iter()
 }
 
+/// The names of the variables that a text passes to the service.
+fn exports(text: &str) -> impl Iterator<Item = &str> {
+    let statements = text
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("export "));
+    statements.filter_map(|it| it.split(['=', ' ', ';', '#']).next())
+}
+
 /// Adds the assignments of a text. An indented one depends on a condition, so its value is unknown.
 fn assign(text: &str, variables: &mut Variables) {
     let mut rest = text;
@@ -106,7 +122,9 @@ fn assign(text: &str, variables: &mut Variables) {
         let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let assignment = statement.split_once('=');
         let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_of_name);
-        let Some((name, _)) = assignment.filter(|(name, _)| is_name(name)) else {
+        let is_appended = |name: &str| name.strip_suffix('+').is_some_and(is_name);
+        let assigned = assignment.filter(|(name, _)| is_name(name) || is_appended(name));
+        let Some((name, _)) = assigned else {
             rest = next;
             continue;
         };
@@ -116,8 +134,9 @@ fn assign(text: &str, variables: &mut Variables) {
             let behind = behind.trim();
             behind.is_empty() || behind.starts_with(['#', ';'])
         });
-        let value = value.filter(|_| is_alone && plain.len() == line.len());
-        variables.insert(name.to_owned(), value);
+        let is_known = is_alone && plain.len() == line.len() && is_name(name);
+        let name = name.trim_end_matches('+').to_owned();
+        variables.insert(name, value.filter(|_| is_known));
         rest = after.split_once('\n').map_or("", |(_, next)| next);
     }
 }
@@ -240,6 +259,16 @@ mod tests {
         assert_eq!(service.environment, environment.into());
     }
 
+    #[test]
+    fn exported_settings_reach_the_service() {
+        let settings = "export K3S_DATA_DIR=/srv\nOTHER=1\n";
+        let (_directory, host) =
+            host_with(&[("/etc/init.d/k3s", K3S), ("/etc/conf.d/k3s", settings)]);
+        let environment = [("K3S_DATA_DIR".to_owned(), "/srv".to_owned())];
+        let found = service(&host, "k3s.service").unwrap().environment;
+        assert_eq!(found, environment.into());
+    }
+
     #[rstest]
     #[case::plain("command=/bin/a\ncommand_args='-b c'\n", "", &["/bin/a", "-b", "c"])]
     #[case::in_the_settings("command=/bin/a\n", "command_args=\"-b 'c d'\"\n", &["/bin/a", "-b", "c d"])]
@@ -264,6 +293,7 @@ mod tests {
     #[case::a_program_in_it("command=/bin/a\ncommand_args=\"$(cat /x)\"\n")]
     #[case::an_unknown_variable("command=/bin/a\ncommand_args=\"$OPTS\"\n")]
     #[case::a_condition("command=/bin/a\nif true; then\n  command_args=-b\nfi\n")]
+    #[case::an_appended_value("command=/bin/a\ncommand_args=-b\ncommand_args+=' -c'\n")]
     #[case::a_start_of_its_own("command=/bin/a\nstart() {\n  /bin/b\n}\n")]
     #[case::without_a_command("command_args=-b\n")]
     #[case::a_quote_without_an_end("command=/bin/a\ncommand_args=\"'b\"\n")]

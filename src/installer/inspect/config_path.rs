@@ -8,7 +8,7 @@ use super::found::{DEFAULT_PATH, is_program};
 use super::os::{NAME_FILE, PROGRAMS};
 use crate::handoff::{Problem, printable_up_to};
 use crate::installer::containerd::command_line;
-use crate::installer::containerd::daemon::{Containerd, Daemon, Running};
+use crate::installer::containerd::daemon::{Containerd, Daemon, Running, is_started_by};
 use crate::installer::containerd::openrc;
 use crate::installer::containerd::systemd_unit::{self, ServiceDefinition};
 use crate::installer::distro::{
@@ -231,7 +231,9 @@ pub(crate) fn refuse_another(host: &HostRoot, running: &mut Running, root: Optio
     else {
         return;
     };
-    if distro::is_embedded(&daemon.program, daemon.unit.as_deref()) {
+    if distro::is_embedded(&daemon.program, daemon.unit.as_deref())
+        || is_started_by(host, daemon, spec)
+    {
         return;
     }
     running.containerd = Containerd::NotOfKubelet {
@@ -465,5 +467,32 @@ mod tests {
         let unit = ContainerdUnit::read(&host);
         let found = root_config(&host, distro, &containerd, &unit, None, None);
         assert_eq!(found, (STOCK_CONFIG.to_owned(), None));
+    }
+
+    /// Without cgroups, and with its data elsewhere, only its parent tells the containerd of k3s.
+    #[rstest]
+    #[case::of_k3s("/usr/local/bin/k3s", true)]
+    #[case::of_docker("/usr/bin/dockerd", false)]
+    fn after_a_change_of_k3s_only_its_own_containerd_counts(
+        #[case] parent: &str,
+        #[case] counts: bool,
+    ) {
+        let tree = Tree::new("0::/\n", &["/run/openrc"]);
+        let given = |program, parent| Given {
+            parent,
+            cgroup: "0::/\n",
+            program,
+            ..CONTAINERD
+        };
+        let starter = Given {
+            comm: "starter",
+            ..given(parent, 1)
+        };
+        tree.process(700, &starter);
+        tree.process(812, &given("/data/k3s/data/abc/bin/containerd", 700));
+        let mut running = daemon::find(&tree.host(), Target::Live).unwrap();
+        let root = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl";
+        refuse_another(&tree.host(), &mut running, Some(root));
+        assert_eq!(running.containerd.daemon().is_some(), counts);
     }
 }
