@@ -77,15 +77,23 @@ fn serve(routes: Routes) -> SocketAddr {
 
 /// A server with a certificate of its own authority, which it writes to `ca_file`.
 fn serve_tls(routes: Routes, ca_file: &Path) -> SocketAddr {
-    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    std::fs::write(ca_file, own.cert.pem()).unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
+    serve_as(rcgen::IsCa::NoCa, routes, ca_file)
+}
+
+/// As [`serve_tls`]; `is_ca` says whether the certificate may issue others.
+fn serve_as(is_ca: rcgen::IsCa, routes: Routes, ca_file: &Path) -> SocketAddr {
+    let mut parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    parameters.is_ca = is_ca;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = parameters.self_signed(&key).unwrap();
+    std::fs::write(ca_file, own.pem()).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![own.cert.der().clone()], key)
+        .with_single_cert(vec![own.der().clone()], key)
         .unwrap();
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -449,6 +457,33 @@ async fn https_requires_a_trusted_certificate_authority_without_a_fallback() {
     assert!(result.remedy.unwrap().contains("--ca-file"));
     // No second attempt, which begins after a second.
     assert!(start.elapsed().as_millis() < 1000);
+}
+
+/// `openssl req -x509` makes such a certificate.
+#[tokio::test]
+async fn a_server_with_the_certificate_of_an_authority_or_without_tls_gets_its_own_help() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
+    let is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let of_ca = serve_as(is_ca, Routes::new(), &ca_file).port();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .unwrap();
+        }
+    });
+    for (port, help) in [
+        (of_ca, "CA:FALSE"),
+        (plain, "begin the location with http://"),
+    ] {
+        let shim = shim(format!("https://localhost:{port}/a"));
+        let result = fetch_one(&shim, directory.path(), Some(&ca_file)).await;
+        let remedy = result.remedy.clone().unwrap();
+        assert!(remedy.contains(help), "{result:?}");
+    }
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Error {
                 Cow::Borrowed("correct the digest, or find out why the file changed")
             }
             Self::FirstBinary { .. } => Cow::Borrowed(
-                "find out which binary is the right one, and specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)",
+                "find out which binary is the right one, and specify its SHA-256 as binarySha256 in the Shim (spec.fetchStrategy.platforms)",
             ),
             Self::Unpack(error) => return error.help(),
             Self::Directory { path, source } => match hint_for_writing(source) {
@@ -194,6 +194,10 @@ pub enum TransportCause {
     Lasting,
     /// No known authority has issued the certificate of the server.
     UnknownIssuer,
+    /// The server presents a certificate that may only issue others (RFC 5280, section 4.2.1.9).
+    IssuerItself,
+    /// What answers is no TLS.
+    NoTls,
     /// The proxy requires other credentials (RFC 9110, section 15.5.8).
     ProxyCredentials,
 }
@@ -206,6 +210,12 @@ impl TransportCause {
             }
             Self::UnknownIssuer => {
                 "name a PEM file with the certificate authority of the server or proxy with --ca-file or FARRIER_CA_FILE (chart: extraCA)"
+            }
+            Self::IssuerItself => {
+                "give the server a certificate of its own that the authority has issued (basicConstraints CA:FALSE), and name the authority's with --ca-file or FARRIER_CA_FILE (chart: extraCA)"
+            }
+            Self::NoTls => {
+                "check the port of the location, or begin the location with http:// if the server has no TLS"
             }
             Self::ProxyCredentials => PROXY_CREDENTIALS,
         }

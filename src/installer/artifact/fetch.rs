@@ -440,19 +440,34 @@ fn redirect(attempt: Attempt<'_>, allow_link_local: bool) -> reqwest::redirect::
 }
 
 fn transport_cause(error: &reqwest::Error) -> TransportCause {
-    let is_unknown_issuer = |cause: &(dyn std::error::Error + 'static)| {
-        let error = cause.downcast_ref();
-        let issuer = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        error.is_some_and(|error: &rustls::Error| *error == issuer)
-    };
-    if causes(error).any(is_unknown_issuer) {
-        TransportCause::UnknownIssuer
+    if let Some(cause) = causes(error).find_map(|cause| tls_cause(cause.downcast_ref()?)) {
+        cause
     } else if innermost(error) == NO_TUNNEL {
         TransportCause::ProxyCredentials
     } else if error.is_redirect() || error.is_builder() {
         TransportCause::Lasting
     } else {
         TransportCause::Temporary
+    }
+}
+
+fn tls_cause(error: &rustls::Error) -> Option<TransportCause> {
+    use rustls::{CertificateError, InvalidMessage};
+
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            Some(TransportCause::UnknownIssuer)
+        }
+        // `webpki::Error` is in `Other`, as a value of a type that is not public.
+        rustls::Error::InvalidCertificate(CertificateError::Other(other))
+            if other.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            Some(TransportCause::IssuerItself)
+        }
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            Some(TransportCause::NoTls)
+        }
+        _ => None,
     }
 }
 
