@@ -255,6 +255,7 @@ impl NodeLine {
         let shims = view.labelled().map(|(shim, progress)| {
             let known = applied.shims.get(shim);
             let own = known.and_then(|known| known.reason.clone());
+            let serves = node_labels::served_binary(Some(&applied), shim, &desired);
             let reason = match progress {
                 Progress::Failed | Progress::Unsupported => {
                     let verdict = desired.verdicts.get(shim);
@@ -264,7 +265,15 @@ impl NodeLine {
                         node_labels::progress(&view, Some(&applied), shim, verdict, &desired)
                     });
                     let told = told.and_then(|(_, reason)| reason);
-                    told.or(fault).or(own).or_else(|| applied.reason.clone())
+                    let before = own.or_else(|| applied.reason.clone());
+                    // The reason of the last attempt lasts until the next one has ended.
+                    let before = before.map(|reason| match &serves {
+                        Some(binary) if !reason.contains("still serves") => {
+                            format!("{reason}; still serves {binary}")
+                        }
+                        Some(_) | None => reason,
+                    });
+                    told.or(fault).or(before)
                 }
                 Progress::Removing => own
                     .or_else(|| waiting.clone())
@@ -277,7 +286,7 @@ impl NodeLine {
                 reason: reason.map(|reason| printable_up_to(&reason, LONGEST_REASON)),
                 release: known.and_then(|known| known.release.clone()),
                 sha256: known.and_then(|known| known.sha256),
-                serves: node_labels::served_binary(Some(&applied), shim, &desired),
+                serves,
             };
             (shim.to_owned(), cell)
         });

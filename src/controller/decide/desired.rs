@@ -563,7 +563,7 @@ fn another_binary(request: &ShimRequest, applied: Option<&Applied>) -> Option<Pr
             format!(
                 "the binary has SHA-256 {found}, and another node got the binary with SHA-256 {first} from the same location"
             ),
-            "find out which binary is the right one, and specify its SHA-256 in the Shim (spec.fetchStrategy.platforms)",
+            "find out which binary is the right one, and specify its SHA-256 as binarySha256 in the Shim (spec.fetchStrategy.platforms)",
         )
     })
 }

@@ -78,7 +78,7 @@ pub enum Finalizer {
 }
 
 impl Finalizer {
-    /// The finalizer as the target of a write, beside [the RuntimeClasses](runtime_classes::RuntimeClassStep::target).
+    /// The finalizer as the target of a write, beside [the RuntimeClasses](super::types::RuntimeClassStep::target).
     pub const TARGET: &str = "the finalizer";
 }
 
@@ -420,7 +420,18 @@ fn progressing(shim: &ShimView, tally: &Tally) -> State {
             "spec.paused is true: no node is changed".to_owned(),
         ),
         (false, false, 0) if nodes == 0 && tally.unsupported.is_empty() => {
-            (false, reasons::NO_NODES, selects_no_node(shim))
+            let message = match tally.lost.values().max() {
+                // The condition Degraded names the Shims.
+                Some(1) => "another Shim has the handlers of the only node that the Shim selects"
+                    .to_owned(),
+                Some(nodes) => {
+                    format!(
+                        "other Shims have the handlers of all {nodes} nodes that the Shim selects"
+                    )
+                }
+                None => selects_no_node(shim),
+            };
+            (false, reasons::NO_NODES, message)
         }
         (false, false, 0) => (false, reasons::AS_EXPECTED, counts(tally)),
         (false, false, underway) => match waits_for(tally) {

@@ -26,7 +26,7 @@ pub enum Phase {
     Fetching,
     /// The node does not serve the Shim as specified, and is not changed: the Shim is paused, or has no finalizer yet.
     Idle,
-    /// No Job may change the node now, because the node is `cordoned` or `not ready`, or its Job is [suspended](SUSPENDED).
+    /// No Job may change the node now, because the node is `cordoned` or `not ready`, or its Job is suspended.
     WaitingForNode(&'static str),
     /// A change of the Shim waits for the rollout.
     Waiting,

@@ -588,6 +588,18 @@ fn a_deleted_shim_says_that_new_pods_of_its_runtime_classes_are_refused() {
 }
 
 #[test]
+fn a_shim_whose_handlers_another_shim_has_on_all_nodes_does_not_claim_to_select_none() {
+    let mut scene = Scene::provisioned();
+    let mut younger = shim("younger", "spin-v2");
+    younger.created = start() + SignedDuration::from_secs(60);
+    scene.shims.insert(0, younger);
+    let (state, _) = told(&scene, "Ready");
+    let (_, progressing) = told(&scene, "Progressing");
+    let message = "another Shim has the handlers of the only node that the Shim selects";
+    assert_eq!((&*state, &*progressing[2]), ("Conflict", message));
+}
+
+#[test]
 fn a_conflict_names_the_other_shim_in_the_condition_ready() {
     let mut scene = Scene::provisioned();
     let mut other = shim("another", "another");
