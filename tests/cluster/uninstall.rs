@@ -41,6 +41,7 @@ async fn a_release_whose_namespace_was_deleted_is_named_with_the_way_on() {
     let left: ClusterRoleBinding = serde_json::from_value(json!({
         "metadata": {
             "name": "a-left", "labels": {"helm.sh/chart": "farrier-0.1.0", "app.kubernetes.io/instance": "left"},
+            "annotations": {"meta.helm.sh/release-name": "left", "meta.helm.sh/release-namespace": "gone"},
         },
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "a-left"},
         "subjects": [{"kind": "ServiceAccount", "name": "left", "namespace": "gone"}],

@@ -8,7 +8,7 @@ use tracing::info;
 use super::cri::{self, STEADY, Served};
 use super::daemon::{Daemon, find_daemon};
 use super::patience::{LOG_INTERVAL, Next, Seen, Wait};
-use super::process::work;
+use super::process::{Clock, work};
 use super::service::{self, Service};
 use crate::installer::host::HostRoot;
 
@@ -91,6 +91,9 @@ pub async fn restart(
     served
 }
 
+/// How long containerd takes to connect to the shims of its pods, at most. One that hangs longer is ended.
+const STARTING: Duration = Duration::from_secs(15);
+
 /// Waits until the network of the pods is ready, as it was before a restart. containerd reads the CNI's configuration before it serves, so
 /// this takes a moment only where another program writes that configuration anew.
 ///
@@ -132,6 +135,7 @@ async fn try_restart(
     before: Option<&Daemon>,
     patience: Duration,
 ) -> Result<(Served, Duration), Error> {
+    await_started(host, socket).await;
     let since = Instant::now();
     match telling(&service.unit, service.restart(host)).await {
         // The manager goes on: the unit of k3s becomes active only when its containerd serves.
@@ -231,6 +235,26 @@ fn look_for(
             work: work(host, now.process.0),
             initializes: false,
         },
+    }
+}
+
+/// Waits while a containerd that was started just now does not serve yet. At its start, it connects to the shims of all pods. A containerd
+/// that is ended meanwhile takes such a shim for dead and ends its pod (seen with 2.4.2). A killed run may have requested the start.
+pub(crate) async fn await_started(host: &HostRoot, socket: &str) {
+    loop {
+        let Ok(Some(running)) = find_daemon(host) else {
+            return;
+        };
+        let age = Clock::now().and_then(|clock| clock.age_of(running.process.1));
+        if age.is_none_or(|age| age > STARTING) {
+            return;
+        }
+        match cri::served(host, socket).await {
+            Err(cri::Error::Uninitialized { .. } | cri::Error::Unavailable { .. }) => {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            Ok(_) | Err(_) => return,
+        }
     }
 }
 

@@ -87,6 +87,7 @@ pub async fn recover(
         && journal.process != Some(daemon.process)
     {
         // The killed run may have been waiting for this containerd.
+        restart::await_started(host, &journal.socket).await;
         let patience = deadline.for_change();
         restart::await_initialized(host, &journal.socket, daemon, patience).await;
     }
