@@ -201,9 +201,7 @@ impl StatusTable {
         }
         text
     }
-}
 
-impl StatusTable {
     /// A line for each binary of a Shim that nodes serve, that of most nodes first: thousands of nodes have few binaries. The nodes of the
     /// other ones are named.
     fn binaries(&self, shim: &str) -> Vec<String> {

@@ -21,7 +21,7 @@ pub use document::{API_VERSION, Error, to_indented_json, to_json};
 pub use ending_pods::{EndingPod, EndingPods};
 pub use location::{has_known_scheme, path_on_host, release_in, shown_location};
 pub use name::{LONGEST_LABEL_NAME, is_label_name, is_runtime_class_handler};
-pub use printable::{printable, printable_up_to};
+pub use printable::{LONGEST_PATH, printable, printable_up_to};
 pub use problem::{Problem, elide};
 pub use proof::Proof;
 pub use report::{

@@ -17,6 +17,9 @@ pub fn printable(text: &str) -> String {
     printable_up_to(text, LONGEST_TEXT)
 }
 
+/// Length in bytes of a path or an endpoint within a message, at most.
+pub const LONGEST_PATH: usize = 200;
+
 /// As [`printable`], in at most `longest` bytes. A text that was cut ends with `…`.
 #[must_use]
 pub fn printable_up_to(text: &str, longest: usize) -> String {

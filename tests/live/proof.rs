@@ -24,7 +24,7 @@ fn a_shim_that_runs_a_sandbox_is_served_and_proven_once() {
         let (status, report) = node.change(&INSTALL);
         assert_eq!((status, report.result), (0, Outcome::Applied), "{report:?}");
         assert_eq!((report.restarts, sandboxes(&node)), (1, 0));
-        // A shim that works no more is not found by a second run, which runs no sandbox.
+        // The second run runs no sandbox, so it does not notice that the shim has stopped working.
         node.write("/usr/local/bin/runc", b"#!/bin/false\n", 0o755);
         let (status, report) = node.change(&INSTALL);
         assert_eq!(

@@ -21,8 +21,7 @@ use super::cluster::slim::{NodeObject, Taint};
 use super::decide::event::{self, EventSpec, Subject};
 use super::decide::job_spec;
 use super::decide::shim_status::{Finalizer, ShimPlan};
-use super::decide::types::RuntimeClassStep;
-use super::decide::types::{JobStep, NodeEdit, Plan};
+use super::decide::types::{JobStep, NodeEdit, Plan, RuntimeClassStep};
 use super::settings::Settings;
 use crate::api::{Shim, ShimStatus};
 use crate::handoff::{EndingPod, Problem};
@@ -189,9 +188,9 @@ fn post_params() -> PostParams {
     }
 }
 
-/// A write takes milliseconds, or 34 s at most if an admission webhook hangs: the API server then says so (`requestTimeoutUpperBound` in
-/// k8s.io/apiserver). With room for [`EVENT_DEADLINE`] before and after, that answer is heard. Without this limit, a connection to an API
-/// server that died silently would block for minutes.
+/// Time limit for the writes of one decision. A write takes milliseconds. If an admission webhook hangs, the API server answers after 34 s at
+/// most (`requestTimeoutUpperBound` in k8s.io/apiserver), and this limit leaves room for that answer and for two Events. Without a limit, a
+/// connection to an API server that died silently would block for minutes.
 const DEADLINE: Duration = Duration::from_secs(45);
 
 /// RuntimeClasses of a Shim that are written at a time, so that one that a webhook delays does not delay the others.

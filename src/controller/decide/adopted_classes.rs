@@ -89,7 +89,8 @@ pub(super) fn with_selector(
     class
 }
 
-fn selector(class: &RuntimeClass) -> BTreeMap<String, String> {
+/// The node selector; empty and absent are the same.
+pub(super) fn selector(class: &RuntimeClass) -> BTreeMap<String, String> {
     let scheduling = class.scheduling.as_ref();
     let selector = scheduling.and_then(|scheduling| scheduling.node_selector.clone());
     selector.unwrap_or_default()

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
-use super::adopted_classes::{adopts_before, owner};
+use super::adopted_classes::{adopts_before, owner, selector};
 use super::desired::precedence;
 use super::types::{RuntimeClassPlan, RuntimeClassStep};
 use crate::api::{self, Shim, ShimSpec};
@@ -204,11 +204,9 @@ fn is_equal(there: &RuntimeClass, wanted: &RuntimeClass) -> bool {
 
 /// Node selector and tolerations; empty and absent are the same.
 fn placement(class: &RuntimeClass) -> (BTreeMap<String, String>, Vec<Toleration>) {
-    let scheduling = class.scheduling.clone().unwrap_or_default();
-    (
-        scheduling.node_selector.unwrap_or_default(),
-        scheduling.tolerations.unwrap_or_default(),
-    )
+    let scheduling = class.scheduling.as_ref();
+    let tolerations = scheduling.and_then(|scheduling| scheduling.tolerations.clone());
+    (selector(class), tolerations.unwrap_or_default())
 }
 
 /// The overhead as numbers, because the API server writes `1024Mi` as `1Gi`. Invalid quantities stay text.

@@ -6,10 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::handoff::printable_up_to;
-
-/// Length in bytes of a path in a message, at most.
-const MAX_SHOWN: usize = 200;
+use crate::handoff::{LONGEST_PATH, printable_up_to};
 
 /// The subcommands of all releases, and their aliases. With one of them, the program is no daemon.
 const SUBCOMMANDS: [&[u8]; 5] = [b"config", b"publish", b"oci-hook", b"help", b"h"];
@@ -135,14 +132,14 @@ fn absolute(
 ) -> Result<String, Error> {
     let path = std::str::from_utf8(path).map_err(|_| Error::NotText {
         option,
-        shown: printable_up_to(&String::from_utf8_lossy(path), MAX_SHOWN),
+        shown: printable_up_to(&String::from_utf8_lossy(path), LONGEST_PATH),
     })?;
     if path.starts_with('/') {
         return Ok(path.to_owned());
     }
     let directory = directory().ok_or_else(|| Error::NoDirectory {
         option,
-        path: printable_up_to(path, MAX_SHOWN),
+        path: printable_up_to(path, LONGEST_PATH),
     })?;
     // `..` stays: the kernel follows a symlink before it.
     let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
@@ -224,7 +221,7 @@ impl Parser {
             };
             let value = match (value, takes) {
                 (None, Takes::Value) => Some(arguments.next().ok_or_else(|| Error::NoValue {
-                    option: printable_up_to(&String::from_utf8_lossy(argument), MAX_SHOWN),
+                    option: printable_up_to(&String::from_utf8_lossy(argument), LONGEST_PATH),
                 })?),
                 (None, Takes::Unknown) => arguments.next_if(|next| !next.starts_with(b"-")),
                 (value, Takes::Value | Takes::Nothing | Takes::Unknown) => value,

@@ -10,16 +10,13 @@ use super::kubelet::{Kubelet, first_document, socket};
 use super::openrc::RC_STARTED;
 use super::systemd_unit::Command;
 use super::{openrc, systemd_unit};
-use crate::handoff::{Problem, printable_up_to};
+use crate::handoff::{LONGEST_PATH, Problem, printable_up_to};
 use crate::installer::distro::{DistroSpec, Edited, TABLE};
 use crate::installer::host::path::file_name;
 use crate::installer::host::{self, HostRoot, SMALL_FILE_LIMIT};
 
 /// Files in a directory of configuration files, at most. A node has a handful.
 const MAX_FILES: usize = 256;
-
-/// Length in bytes of a path in a message, at most.
-const MAX_SHOWN: usize = 200;
 
 /// Directories with the enabled units (systemd.unit(5), rc-update(8)).
 const ENABLED_DIRECTORIES: [&str; 2] = [
@@ -80,11 +77,14 @@ pub(super) fn kubelet(host: &HostRoot) -> Option<Kubelet> {
         let units = directories.flat_map(|directory| services_in(host, directory));
         let mut units = units.filter(|unit| distro.has_unit(unit) && starts(host, distro, unit));
         let unit = units.next()?;
-        let service = service(host, distro, &unit);
-        let service = service.ok().flatten().and_then(Result::ok);
+        let endpoint = match start(host, distro, &unit) {
+            Ok(Start::Service(service)) => service.endpoint(host, distro),
+            // The options of a wrapper are unknown. Most nodes have none that names another runtime.
+            Ok(Start::OtherProgram(_) | Start::Nothing) | Err(_) => Ok(None),
+        };
         Some(Kubelet {
             arguments: String::new(),
-            endpoint: service.map_or(Ok(None), |service| service.endpoint(host, distro)),
+            endpoint,
             of_distro: Some((distro.id, unit)),
         })
     })
@@ -133,12 +133,12 @@ pub(crate) struct Service {
 pub(crate) fn services(host: &HostRoot, distro: &DistroSpec) -> Result<Vec<Service>, Problem> {
     let (mut services, mut wrapper) = (Vec::new(), None);
     for unit in units_of_stopped(host, distro) {
-        match service(host, distro, &unit)? {
-            Some(Ok(service)) => services.push(service),
-            Some(Err(cause)) => {
-                wrapper.get_or_insert(cause);
+        match start(host, distro, &unit)? {
+            Start::Service(service) => services.push(service),
+            Start::OtherProgram(problem) => {
+                wrapper.get_or_insert(problem);
             }
-            None => {}
+            Start::Nothing => {}
         }
     }
     match wrapper {
@@ -147,17 +147,26 @@ pub(crate) fn services(host: &HostRoot, distro: &DistroSpec) -> Result<Vec<Servi
     }
 }
 
-/// The service of the unit; `None` if it is masked, and within `Some` the problem that it starts another program.
-fn service(
-    host: &HostRoot,
-    distro: &DistroSpec,
-    unit: &str,
-) -> Result<Option<Result<Service, Problem>>, Problem> {
+/// What a unit of a distribution starts.
+enum Start {
+    /// Nothing: the unit is masked.
+    Nothing,
+    /// Another program than the distribution's, with the problem for an operator.
+    OtherProgram(Problem),
+    /// The distribution.
+    Service(Service),
+}
+
+/// What the unit starts.
+///
+/// # Errors
+/// Why the command of the unit is unknown.
+fn start(host: &HostRoot, distro: &DistroSpec, unit: &str) -> Result<Start, Problem> {
     let from_unit = |cause: &dyn Display| Problem::new(format!("{unit}: {cause}"), None);
     let service = match openrc::service(host, unit) {
         Ok(service) => service,
         // systemd does not start such a unit.
-        Err(systemd_unit::Error::Masked { .. }) => return Ok(None),
+        Err(systemd_unit::Error::Masked { .. }) => return Ok(Start::Nothing),
         Err(error) => return Err(from_unit(&error)),
     };
     let (command, unresolved) = match service.command {
@@ -170,16 +179,16 @@ fn service(
     };
     let program = command.as_ref().map(|command| command.program.as_str());
     if let Some(program) = program.filter(|it| !distro.is_program_name(file_name(it))) {
-        let (shown, id) = (printable_up_to(program, MAX_SHOWN), distro.id);
+        let (shown, id) = (printable_up_to(program, LONGEST_PATH), distro.id);
         let cause = format_args!("it starts {shown} instead of {id}");
-        return Ok(Some(Err(from_unit(&cause))));
+        return Ok(Start::OtherProgram(from_unit(&cause)));
     }
-    Ok(Some(Ok(Service {
+    Ok(Start::Service(Service {
         arguments: command.map_or_else(Vec::new, |command| command.arguments),
         unresolved,
         environment: service.environment,
         unit: unit.to_owned(),
-    })))
+    }))
 }
 
 impl Service {

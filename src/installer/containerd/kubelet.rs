@@ -12,7 +12,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::cri;
 use super::process::Process;
-use crate::handoff::{Problem, printable, printable_up_to};
+use crate::handoff::{LONGEST_PATH, Problem, printable, printable_up_to};
 use crate::installer::distro::TABLE;
 use crate::installer::host::path::parent_directory;
 use crate::installer::host::{self, HostRoot};
@@ -22,8 +22,6 @@ const SMALL: u64 = 1 << 18;
 /// YAML events of a file at most. A configuration has some hundred values. Aliases multiply values: without a limit, a file of one kilobyte
 /// expands to gigabytes.
 const MAX_EVENTS: usize = 100_000;
-/// Length in bytes of an endpoint in a message, at most.
-const MAX_SHOWN: usize = 200;
 /// Nesting of a file at most. A `KubeletConfiguration` has up to five levels.
 const MAX_NESTING: usize = 64;
 
@@ -208,7 +206,7 @@ pub(super) fn socket(value: &str) -> Result<Option<String>, Problem> {
         return Ok(None);
     }
     let path = socket_path(value).filter(|path| path.starts_with('/'));
-    let shown = || printable_up_to(value, MAX_SHOWN);
+    let shown = || printable_up_to(value, LONGEST_PATH);
     let unknown = || {
         unknown(format_args!(
             "its endpoint {} is no path of a Unix socket",

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use super::data_dir;
 use super::found::{DEFAULT_PATH, is_program};
 use super::os::{NAME_FILE, PROGRAMS};
-use crate::handoff::{Problem, printable_up_to};
+use crate::handoff::{LONGEST_PATH, Problem, printable_up_to};
 use crate::installer::containerd::command_line;
 use crate::installer::containerd::daemon::{Containerd, Daemon, Running, is_started_by};
 use crate::installer::containerd::openrc;
@@ -17,9 +17,6 @@ use crate::installer::distro::{
 use crate::installer::host::path::file_name;
 use crate::installer::host::{HostRoot, Target};
 use crate::installer::state::State;
-
-/// Length in bytes of a path in a message, at most.
-const MAX_SHOWN: usize = 200;
 
 /// The unit of a containerd from a package, for a host on which no containerd runs.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ impl UnitCommand {
             Err(systemd_unit::Error::Commands { count: 0 }) => return Ok(None),
             Err(error) => return Err(unknown(error)),
         };
-        let shown = || printable_up_to(&command.program, MAX_SHOWN);
+        let shown = || printable_up_to(&command.program, LONGEST_PATH);
         if file_name(&command.program) != "containerd" {
             let cause = format!("it starts {} instead of containerd", shown());
             return Err(unknown(cause));

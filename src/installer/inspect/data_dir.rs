@@ -7,13 +7,10 @@ use serde_json::Value;
 
 use super::os::NAME_FILE;
 use crate::containerd_config::clean_path;
-use crate::handoff::{Problem, printable_up_to};
+use crate::handoff::{LONGEST_PATH, Problem, printable_up_to};
 use crate::installer::containerd::embedded::{Service, services};
 use crate::installer::distro::{DistroSpec, TABLE};
 use crate::installer::host::HostRoot;
-
-/// Length in bytes of a path in a message, at most.
-const MAX_SHOWN: usize = 200;
 
 /// The path of containerd's configuration below the data directory that the service or its configuration names; `None` if none is named.
 ///
@@ -75,7 +72,7 @@ fn config_below(distro: &DistroSpec, given: &str) -> Result<String, Problem> {
     let rest = distro.config.strip_prefix(usual).unwrap_or_default();
     // k3s expands `~` and `$HOME`.
     if !given.starts_with('/') || given.contains('$') {
-        let shown = printable_up_to(given, MAX_SHOWN);
+        let shown = printable_up_to(given, LONGEST_PATH);
         let cause = format!("data-dir {shown} is no absolute path");
         return Err(unknown(distro, Problem::new(cause, None)));
     }
